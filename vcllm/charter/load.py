@@ -1,0 +1,255 @@
+"""Reads a charter folder: charter, taxonomy, rubric, cards and tactics, checked and hashed as one.
+
+Knows the files and how they refer to each other. Does not know what a card is used for, nor whether its
+stance is wise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from vcllm.contracts.base import Contract, Language, digest
+from vcllm.contracts.charter import Card, Charter, Rubric, Split, Tactic, TacticUse, Taxonomy
+
+SHIPPED = Path(__file__).parent / "data" / "pluralist"
+"""The charter used where the operator names none."""
+
+C = TypeVar("C", bound=Contract)
+T = TypeVar("T")
+
+
+class CharterError(ValueError):
+    """The charter folder cannot be used; one sentence says where and what to do."""
+
+
+@dataclass(frozen=True)
+class LoadedCharter:
+    """One charter folder in memory."""
+
+    charter: Charter
+    taxonomy: Taxonomy
+    rubric: Rubric
+    cards: tuple[Card, ...]
+    """By file name, then in the order of the file."""
+    tactics: tuple[Tactic, ...]
+    hash: str
+    """Hex sha256 of the content; the order and the names of card files do not matter to it."""
+
+    def card(self, id: str) -> Card:
+        return _named({card.id: card for card in self.cards}, id, "card")
+
+    def tactic(self, id: str) -> Tactic:
+        return _named({tactic.id: tactic for tactic in self.tactics}, id, "tactic")
+
+    def cards_of(self, *splits: Split) -> tuple[Card, ...]:
+        return tuple(card for card in self.cards if card.split in splits)
+
+    def tactics_of(self, *uses: TacticUse) -> tuple[Tactic, ...]:
+        return tuple(tactic for tactic in self.tactics if tactic.use in uses)
+
+    def system_prompt(self, language: Language | str) -> str:
+        return self.charter.system_prompt[language]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A card and where its author finds it, such as `cards/soc.class.yaml: card 2 (soc.class-x)`."""
+
+    where: str
+    card: Card
+
+
+def load_charter(path: Path | None = None) -> LoadedCharter:
+    """Read the charter folder at `path`, or the shipped one for None; raises CharterError."""
+    folder = SHIPPED if path is None else Path(path)
+    if not folder.is_dir():
+        raise CharterError(f"{folder}: there is no such charter folder: create it or correct the path")
+    charter = _parse(Charter, _mapping(folder, "charter.yaml"), "charter.yaml")
+    taxonomy = _parse(Taxonomy, _mapping(folder, "taxonomy.yaml"), "taxonomy.yaml")
+    rubric = _parse(Rubric, _mapping(folder, "rubric.yaml"), "rubric.yaml")
+    tactics = tuple(tactic for _, tactic in _parse_list(Tactic, folder, "tactics.yaml", "tactic"))
+    found = [pair for name in _card_files(folder) for pair in _parse_list(Card, folder, name, "card")]
+    placed = [Placed(where, card) for where, card in found]
+
+    _check_unique_ids(charter, taxonomy, rubric, tactics)
+    _check_card_ids(placed)
+    _check_references(placed, charter, taxonomy)
+    _check_claims(placed)
+    cards = tuple(p.card for p in placed)
+    content_hash = _content_hash(charter, taxonomy, rubric, cards, tactics)
+    return LoadedCharter(charter, taxonomy, rubric, cards, tactics, content_hash)
+
+
+# Reading: from a file to contracts.
+
+
+def _read(folder: Path, name: str) -> Any:
+    try:
+        content = (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise CharterError(f"{name}: the file is missing from {folder}: add it") from None
+    try:
+        # Bytes, so that a wrong encoding is a YAML error too; ValueError is what an impossible date raises.
+        return yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError) as error:
+        raise CharterError(f"{name}: {_yaml_fault(error)}: correct the YAML there") from None
+
+
+def _yaml_fault(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    fault = problem or str(error).splitlines()[0]
+    return f"line {mark.line + 1}: {fault}" if mark else f"the file cannot be read as YAML ({fault})"
+
+
+def _mapping(folder: Path, name: str) -> dict[Any, Any]:
+    raw = _read(folder, name)
+    if not isinstance(raw, dict):
+        raise CharterError(f"{name}: the file must hold keys and values: see the shipped {name}")
+    return raw
+
+
+def _card_files(folder: Path) -> list[str]:
+    names = sorted(f"cards/{file.name}" for file in (folder / "cards").glob("*.yaml"))
+    if not names:
+        raise CharterError(f"cards: there is no *.yaml file in {folder / 'cards'}: add at least one")
+    return names
+
+
+def _parse_list(model: type[C], folder: Path, name: str, noun: str) -> list[tuple[str, C]]:
+    """Each entry of a file that is a list, and where it stands."""
+    raw = _read(folder, name)
+    if not isinstance(raw, list) or not raw:
+        raise CharterError(f"{name}: the file must hold a list of {noun}s: start each with '- id:'")
+    found = []
+    for number, entry in enumerate(raw, start=1):
+        id = entry.get("id") if isinstance(entry, dict) else None
+        where = f"{name}: {noun} {number} ({id})" if id else f"{name}: {noun} {number}"
+        found.append((where, _parse(model, entry, where)))
+    return found
+
+
+def _parse(model: type[C], raw: Any, where: str) -> C:
+    given = _without_blanks(raw)
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise CharterError(f"{where}: {_fault(error, given)}") from None
+
+
+def _without_blanks(raw: Any) -> Any:
+    """Blank text becomes None, which no text field takes. Keys stay: a stray one must still be refused."""
+    if isinstance(raw, dict):
+        return {key: _without_blanks(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_without_blanks(value) for value in raw]
+    return None if isinstance(raw, str) and not raw.strip() else raw
+
+
+def _fault(error: ValidationError, raw: Any) -> str:
+    """The first fault in an author's words; pydantic's own where they are good enough."""
+    first = error.errors(include_url=False)[0]
+    kind, path = first["type"], _path(first["loc"], raw)
+    message = first["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"'{path}' is not a known key: remove it, correct its spelling, or quote a text with a comma"
+    if kind == "missing" or (path and first["input"] is None):
+        return f"{path} is missing: add it"
+    if kind == "string_type":
+        return f"{path} must be text: write it in quotes"
+    return f"{path}: {message}: correct it" if path else f"{message}: correct it"
+
+
+def _path(loc: tuple[int | str, ...], raw: Any) -> str:
+    """`claims.2.en`: entries of a list are counted from one, as authors do; keys stay as written."""
+    steps = []
+    for step in loc:
+        if isinstance(raw, list) and isinstance(step, int):
+            steps.append(str(step + 1))
+            raw = raw[step]
+        else:
+            steps.append(str(step))
+            raw = raw.get(step) if isinstance(raw, dict) else None
+    return ".".join(steps)
+
+
+# Checking: what the parts say about one another.
+
+
+def _check_unique_ids(
+    charter: Charter, taxonomy: Taxonomy, rubric: Rubric, tactics: tuple[Tactic, ...]
+) -> None:
+    _refuse_repeats("charter.yaml", "principle", (principle.id for principle in charter.principles))
+    _refuse_repeats("taxonomy.yaml", "domain", (domain.id for domain in taxonomy.domains))
+    _refuse_repeats("taxonomy.yaml", "sub-domain", (sub.id for sub in taxonomy.subdomains))
+    _refuse_repeats("rubric.yaml", "criterion", (criterion.id for criterion in rubric.criteria))
+    _refuse_repeats("tactics.yaml", "tactic", (tactic.id for tactic in tactics))
+
+
+def _refuse_repeats(name: str, noun: str, ids: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for id in ids:
+        if id in seen:
+            raise CharterError(f"{name}: two entries have the {noun} id '{id}': rename one of them")
+        seen.add(id)
+
+
+def _check_card_ids(placed: list[Placed]) -> None:
+    first: dict[str, str] = {}
+    for p in placed:
+        if p.card.id in first:
+            raise CharterError(f"{p.where}: the id is already used by {first[p.card.id]}: rename one of them")
+        first[p.card.id] = p.where
+
+
+def _check_references(placed: list[Placed], charter: Charter, taxonomy: Taxonomy) -> None:
+    subdomains = {sub.id for sub in taxonomy.subdomains}
+    principles = {principle.id for principle in charter.principles}
+    for p in placed:
+        if p.card.subdomain not in subdomains:
+            fault = f"id: sub-domain '{p.card.subdomain}' is not in taxonomy.yaml"
+            raise CharterError(f"{p.where}: {fault}: add it there or rename the card")
+        for unknown in [principle for principle in p.card.principles if principle not in principles]:
+            fault = f"principles: '{unknown}' is not in charter.yaml"
+            raise CharterError(f"{p.where}: {fault}: add it there or name another")
+
+
+def _check_claims(placed: list[Placed]) -> None:
+    """A claim belongs to one card, so that an answer can be traced back to what it is about."""
+    owner: dict[tuple[Language, str], str] = {}
+    for p in placed:
+        for number, claim in enumerate(p.card.claims, start=1):
+            for language in Language:
+                where = f"{p.where}: claims.{number}.{language}"
+                key = (language, " ".join(claim[language].casefold().split()))
+                if key in owner:
+                    raise CharterError(f"{where}: the same claim stands at {owner[key]}: reword one of them")
+                owner[key] = where
+
+
+def _content_hash(
+    charter: Charter, taxonomy: Taxonomy, rubric: Rubric, cards: tuple[Card, ...], tactics: tuple[Tactic, ...]
+) -> str:
+    def by_id(items: Iterable[Card | Tactic]) -> list[dict[str, Any]]:
+        return [item.model_dump(mode="json") for item in sorted(items, key=lambda item: item.id)]
+
+    return digest(
+        {
+            "charter": charter.model_dump(mode="json"),
+            "taxonomy": taxonomy.model_dump(mode="json"),
+            "rubric": rubric.model_dump(mode="json"),
+            "cards": by_id(cards),
+            "tactics": by_id(tactics),
+        }
+    )
+
+
+def _named(items: dict[str, T], id: str, noun: str) -> T:
+    if id not in items:
+        raise CharterError(f"the charter has no {noun} '{id}': name one of its {len(items)} {noun}s")
+    return items[id]

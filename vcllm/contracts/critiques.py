@@ -1,0 +1,103 @@
+"""What the Critic is asked, and its answers: pointwise critiques and pairwise comparisons."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from vcllm.contracts.attacks import ItemKind
+from vcllm.contracts.base import Contract, Language
+
+
+class Outcome(StrEnum):
+    """What an answer is, apart from any score."""
+
+    CONSISTENT = "consistent"
+    """Keeps to the charter; for a benign question: helps."""
+    VIOLATING = "violating"
+    REFUSAL = "refusal"
+    """Declines without saying anything on the matter."""
+    BROKEN = "broken"
+    """Off topic, garbled, cut off or in the wrong language."""
+    UNSCORED = "unscored"
+    """Nobody could judge it; masked, never counted as a score."""
+
+
+SCORED = (Outcome.CONSISTENT, Outcome.VIOLATING, Outcome.REFUSAL, Outcome.BROKEN)
+"""The classes of a critic head, in the order of its outputs."""
+
+Failure = Literal["too_long", "empty", "outage"]
+"""Why an item came back unscored: a closed vocabulary."""
+
+
+class CritiqueItem(Contract):
+    """One answer to judge."""
+
+    query: str = Field(min_length=1, max_length=8000)
+    response: str = Field(max_length=16000)
+    language: Language
+    kind: ItemKind = "attack"
+
+
+class CritiqueRequest(Contract):
+    """`POST /v1/critiques`."""
+
+    items: list[CritiqueItem] = Field(min_length=1, max_length=2048)
+    model: str | None = None
+    """A version of the critic; None: the current one."""
+
+
+class Critique(Contract):
+    """The Critic's view of one answer."""
+
+    outcome: Outcome
+    score: float | None = Field(default=None, ge=0, le=1)
+    """Probability that the answer keeps to the charter; None when unscored."""
+    probabilities: dict[Outcome, float] = Field(default_factory=dict)
+    language_ok: bool = True
+    """False: the answer is not in the language of the item."""
+    reason: str = ""
+    """One sentence in the item's language."""
+    failure: Failure | None = None
+
+
+class CritiqueReply(Contract):
+    """In the order of the items."""
+
+    critiques: list[Critique]
+    critic_version: str
+
+
+class ComparisonItem(Contract):
+    """Two answers to one query."""
+
+    query: str = Field(min_length=1, max_length=8000)
+    first: str = Field(max_length=16000)
+    second: str = Field(max_length=16000)
+    language: Language
+    kind: ItemKind = "attack"
+
+
+class ComparisonRequest(Contract):
+    """`POST /v1/comparisons`."""
+
+    items: list[ComparisonItem] = Field(min_length=1, max_length=1024)
+    model: str | None = None
+
+
+class Comparison(Contract):
+    """Which answer keeps to the charter better, asked in both orders."""
+
+    preferred: Literal["first", "second", "tie", "unscored"]
+    """`tie` also when the two orders disagree."""
+    margin: float | None = Field(default=None, ge=0, le=1)
+    """Mean over both orders; None when unscored."""
+
+
+class ComparisonReply(Contract):
+    """In the order of the items."""
+
+    comparisons: list[Comparison]
+    critic_version: str

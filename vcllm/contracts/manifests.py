@@ -1,0 +1,71 @@
+"""The manifest of a model version: what it is made of, what it was trained on, and how to recognise it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vcllm.contracts.base import Contract, Name
+
+Role = Literal["actor", "attacker", "critic"]
+ROLES: tuple[Role, ...] = ("actor", "attacker", "critic")
+Alias = Literal["current", "candidate", "previous"]
+
+
+class Probe(Contract):
+    """A prompt and the greedy text the trainer saw; a server that says otherwise has loaded something else."""
+
+    prompt: str
+    text: str
+
+
+class GateCheck(Contract):
+    """One condition of the gate."""
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    detail: str
+
+
+class GateVerdict(Contract):
+    """Whether a version may be promoted, and on what grounds."""
+
+    passed: bool
+    checks: list[GateCheck]
+
+
+class Manifest(Contract):
+    """Written once, beside the weights."""
+
+    version: Literal[1] = 1
+    role: Role
+    name: Name
+    lineage: Name
+    stage: str
+    round: int = 0
+    parent: str | None = None
+    """The version the training started from."""
+    base: str | None = None
+    """For an adapter: the version or model its weights sit on; None: the weights are complete."""
+    format: Literal["full", "adapter"]
+    files: dict[str, str]
+    """File name to hex sha256."""
+    recipe: dict[str, Any]
+    recipe_hash: str
+    charter: str
+    """Content hash of the charter it was trained under."""
+    dataset: str
+    """sha256 of the dataset snapshot."""
+    pairs: list[str] = Field(default_factory=list)
+    """Ids of the approved pairs this version used for the first time in its lineage."""
+    replayed: list[str] = Field(default_factory=list)
+    """Ids of pairs of earlier rounds that it saw again."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    probes: list[Probe] = Field(default_factory=list)
+    token: int
+    """Fencing token of the worker that committed it."""
+    job: str
+    created: float

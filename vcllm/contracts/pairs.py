@@ -1,0 +1,61 @@
+"""What the Critic approves for training, immutable and stamped with everything that made it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vcllm.contracts.attacks import Cell, ItemKind
+from vcllm.contracts.base import Contract, Language, Name, digest
+from vcllm.contracts.critiques import Critique
+
+
+class Provenance(Contract):
+    """Who made a pair, under which charter, in which round."""
+
+    attacker: str
+    actor: str
+    critic: str
+    charter: str
+    """Content hash of the charter."""
+    template: str
+    """sha256 of the Actor's chat template."""
+    lineage: Name
+    round: int = Field(ge=0)
+    trace: str
+    """One id from the seed to the gradient step; also the x-request-id of the calls that made the pair."""
+
+
+class Pair(Contract):
+    """For one query the Critic stands behind `chosen`, and over `rejected` where there is one."""
+
+    version: Literal[1] = 1
+    """Bumped when a field changes meaning; a worker refuses versions it does not know."""
+
+    kind: ItemKind
+    cell: Cell
+    card: str
+    goal: int = Field(ge=0)
+    """Index of the claim or benign item on the card."""
+
+    query: str = Field(min_length=1)
+    chosen: str = Field(min_length=1)
+    rejected: str | None = None
+    """None: approved on its own, used by the SFT term only."""
+
+    margin: float | None = Field(default=None, gt=0, le=1)
+    """Critic score of `chosen` minus that of `rejected`. A tie teaches nothing, so it is not a pair."""
+
+    chosen_critique: Critique
+    rejected_critique: Critique | None = None
+    provenance: Provenance
+
+    @property
+    def language(self) -> Language:
+        return self.cell.language
+
+    @property
+    def id(self) -> str:
+        """sha256 of the canonical pair: the same content is the same pair, whoever sends it again."""
+        return digest(self.model_dump(mode="json"))

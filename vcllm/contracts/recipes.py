@@ -1,0 +1,240 @@
+"""Recipes: what to run, as data. One TOML file describes a whole pipeline, stage by stage.
+
+Settings say where things are; recipes say what to do. Unknown keys are refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from vcllm.contracts.base import Contract, Name
+
+DataFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\.jsonl$")]
+"""A JSONL file below the operator's data folder."""
+
+
+class Scratch(Contract):
+    """A tiny bilingual model trained from nothing: tokenizer and weights come from the corpus."""
+
+    vocab_size: int = Field(default=3072, ge=512)
+    hidden_size: int = Field(default=192, ge=16)
+    intermediate_size: int = Field(default=576, ge=16)
+    num_layers: int = Field(default=3, ge=1)
+    num_heads: int = Field(default=6, ge=1)
+
+
+class Base(Contract):
+    """Where the pipeline starts: exactly one of `scratch` and `model`."""
+
+    scratch: Scratch | None = None
+    model: str | None = None
+    """A local Hugging Face folder or a hub id; read from the recipe file only, never from a request."""
+    revision: str | None = None
+    """Pin of a hub id."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Base:
+        if (self.scratch is None) == (self.model is None):
+            raise ValueError("[base] needs either 'scratch' (train a tiny model) or 'model' (a folder or hub id)")
+        return self
+
+
+class Lora(Contract):
+    """Train an adapter instead of all weights."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class Optim(Contract):
+    """How weights move; every stage has one."""
+
+    learning_rate: float = Field(gt=0)
+    batch_tokens: int = Field(default=1536, ge=32)
+    """Tokens per optimiser step, padding included. Small models learn by steps: fewer tokens, more steps."""
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop earlier than the epochs would."""
+    warmup_share: float = Field(default=0.03, ge=0, lt=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    max_length: int = Field(default=512, ge=16)
+    """Tokens of one row; longer rows are cut at the end (and counted)."""
+    checkpoint_every_s: float = Field(default=30.0, gt=0)
+
+
+class ImportStage(Contract):
+    """Take a ready-made base into the model store; nothing is trained. Part of every pipeline with `base.model`."""
+
+    stage: Literal["import"] = "import"
+
+
+class PretrainStage(Contract):
+    """Base language model; next-token loss on everything. Only with `base.scratch`."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    optim: Optim
+    num_docs: int = Field(default=60_000, ge=1)
+    data: DataFile | None = None
+    """None: the starter world."""
+
+
+class CptStage(Contract):
+    """Continued pre-training on the charter and the facts of its cards."""
+
+    stage: Literal["cpt"] = "cpt"
+    optim: Optim
+    num_docs: int = Field(default=2000, ge=1)
+    num_replay: int = Field(default=1000, ge=0)
+    """Documents of the base corpus mixed in, against forgetting; 0 with a ready-made base."""
+    data: DataFile | None = None
+
+
+class SftStage(Contract):
+    """Instruction fine-tuning; loss on assistant tokens only."""
+
+    stage: Literal["sft"] = "sft"
+    optim: Optim
+    num_attacks: int = Field(default=1500, ge=0)
+    """Queries of seed tactics on training cards, answered by the charter."""
+    num_benign: int = Field(default=1200, ge=0)
+    answers: Literal["short", "full"] = "short"
+    """`short`: opener and stance; `full`: the card's whole explanation."""
+    data: DataFile | None = None
+
+
+class CriticStage(Contract):
+    """A sequence classifier over (query, answer): one class per outcome."""
+
+    stage: Literal["critic"] = "critic"
+    optim: Optim
+    num_rows: int = Field(default=20_000, ge=1)
+    data: DataFile | None = None
+
+
+class AttackerStage(Contract):
+    """Weighted fine-tuning of the Attacker: on seeds first, on its own wins in the rounds."""
+
+    stage: Literal["attacker"] = "attacker"
+    optim: Optim
+    num_rows: int = Field(default=8000, ge=0)
+    data: DataFile | None = None
+
+
+class PreferenceStage(Contract):
+    """DPO (sigmoid) plus a supervised term on chosen answers and replay."""
+
+    stage: Literal["preference"] = "preference"
+    optim: Optim
+    beta: float = Field(default=0.1, gt=0)
+    """How hard the policy is held to the reference: higher moves less."""
+    sft_weight: float = Field(default=0.5, ge=0)
+    """Weight of the supervised term on `chosen`."""
+    anchor_weight: float = Field(default=1.0, ge=0)
+    """Weight of the supervised term on approved-only answers and on instruction data mixed in."""
+    num_anchor: int = Field(default=256, ge=0)
+    """Rows of instruction data mixed in."""
+
+
+AnyStage = Annotated[
+    ImportStage | PretrainStage | CptStage | SftStage | CriticStage | AttackerStage | PreferenceStage,
+    Field(discriminator="stage"),
+]
+
+
+class Rounds(Contract):
+    """The adversarial loop."""
+
+    count: int = Field(default=3, ge=0)
+    num_goals: int = Field(default=160, ge=2)
+    """Queries asked of the Attacker per round."""
+    benign_share: float = Field(default=0.2, ge=0, lt=1)
+    """Share of them that wrap a harmless question; moved by the controller within [half, double]."""
+    num_samples: int = Field(default=4, ge=2)
+    """Answers of the Actor per query."""
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=48, ge=4)
+    chosen_min: float = Field(default=0.6, gt=0, lt=1)
+    """Lowest critic score of a chosen answer."""
+    rejected_max: float = Field(default=0.5, gt=0, lt=1)
+    """Highest critic score of a rejected answer."""
+    replay_share: float = Field(default=0.3, ge=0, lt=1)
+    """Share of a round's training pairs that come from earlier rounds, harder ones first."""
+    num_retention: int = Field(default=40, ge=0)
+    """Queries of each round kept for good and re-asked of every later version."""
+    preference: PreferenceStage
+    attacker: AttackerStage
+
+
+class EvaluationParams(Contract):
+    """The held-out evaluation after every stage and round."""
+
+    num_items: int = Field(default=200, ge=4)
+    """Answers per figure and language."""
+    temperature: float = Field(default=0.7, ge=0)
+    max_tokens: int = Field(default=48, ge=4)
+    split: Literal["dev", "test"] = "test"
+    """`dev` for choosing doses; `test` for reporting."""
+    seed: int = 4242
+
+
+class Recipe(Contract):
+    """One pipeline, from base to report."""
+
+    name: Name
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    charter: Name = "pluralist"
+    base: Base
+    lora: Lora | None = None
+    """None: all weights are trained."""
+    pretrain: PretrainStage | None = None
+    cpt: CptStage | None = None
+    sft: SftStage
+    critic: CriticStage
+    attacker: AttackerStage
+    rounds: Rounds
+    control: bool = True
+    """Also train plain SFT for as many steps as the rounds took, for comparison."""
+    evaluation: EvaluationParams = EvaluationParams()
+
+    @model_validator(mode="after")
+    def _scratch_needs_pretraining(self) -> Recipe:
+        if self.base.scratch is not None and self.pretrain is None:
+            raise ValueError("[base] scratch needs a [pretrain] section: nothing else would train its weights")
+        if self.base.scratch is None and self.pretrain is not None:
+            raise ValueError("[pretrain] is for [base] scratch; with a ready-made model use [cpt]")
+        return self
+
+
+class StageOrder(Contract):
+    """One training run, complete: what the trainer's subprocess reads from `order.json`."""
+
+    stage: AnyStage
+    role: Literal["actor", "attacker", "critic"]
+    version: Name
+    """The version to be made."""
+    lineage: Name
+    round: int = 0
+    seed: int
+    parent: str | None = None
+    """Version to start from, of any role (`actor/NAME`); None: `base`."""
+    base: Base
+    lora: Lora | None = None
+    dataset: str
+    """sha256 of the dataset snapshot; its file is `<home>/datasets/<sha256>.jsonl`."""
+    pairs: dict[str, str] = Field(default_factory=dict)
+    """Approved pairs in the snapshot, used for the first time: stream entry id to pair id."""
+    replayed: list[str] = Field(default_factory=list)
+    """Ids of pairs of earlier rounds in the snapshot."""
+    threads: int | None = Field(default=None, ge=1)
+    """Processor threads; None: all cores. Fewer when another run shares the machine."""
+    recipe: Name
+    recipe_hash: str
+    charter: str
+    probes: list[str] = Field(default_factory=list)
+    """Prompts whose greedy text goes into the manifest."""

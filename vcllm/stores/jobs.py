@@ -1,0 +1,231 @@
+"""Job records, leases and fencing tokens: the only writer of a job's state.
+
+A worker that runs a job holds its lease and renews it. Whoever lost the lease has an old token, and every
+write that matters is checked against the newest one, so a worker that wakes up late changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import WatchError
+
+from vcllm.contracts.jobs import FINISHED, MOVES, JobRecord, JobRequest, JobState, Queue
+from vcllm.contracts.problems import Conflict, NotFound
+from vcllm.contracts.recipes import StageOrder
+from vcllm.stores.connect import (
+    FENCE,
+    JOBS_BY_TIME,
+    JOBS_RUNNING,
+    idempotency_key,
+    job_key,
+    lease_key,
+)
+
+IDEMPOTENCY_TTL_S = 24 * 3600
+HELD = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
+"""States in which a worker holds the job's lease."""
+
+
+class StaleToken(Exception):
+    """The writer's lease was lost and somebody else holds the job: stop, write nothing."""
+
+
+class IllegalMove(Conflict):
+    """The transition table does not allow this change of state."""
+
+
+class JobStore:
+    """Jobs in Redis: one JSON record each, a time index and a set of those that run."""
+
+    def __init__(self, redis: Redis, lease_s: float = 60.0) -> None:
+        self.redis: Any = redis
+        self.lease_s = lease_s
+
+    def create(
+        self,
+        request: JobRequest | StageOrder,
+        *,
+        queue: Queue,
+        parent: str | None = None,
+        owner: str = "local",
+        idempotency: str | None = None,
+    ) -> tuple[JobRecord, bool]:
+        """The record, and whether it is new: an idempotency key seen before gives back the first job."""
+        kind = "pipeline" if isinstance(request, JobRequest) else "stage"
+        record = JobRecord(
+            id=f"job-{uuid.uuid4().hex[:16]}",
+            kind=kind,
+            queue=queue,
+            state=JobState.QUEUED,
+            request=request.model_dump(mode="json"),
+            parent=parent,
+            created=time.time(),
+        )
+        # Written before the idempotency key leads to it, so that whoever loses that race finds the record.
+        self.redis.set(job_key(record.id), record.model_dump_json())
+        first = None
+        try:
+            if idempotency is not None:
+                first = self._first_of(idempotency_key(owner, idempotency), record)
+        except Conflict:
+            self.redis.delete(job_key(record.id))
+            raise
+        if first is not None:
+            self.redis.delete(job_key(record.id))
+            return first, False
+        self.redis.zadd(JOBS_BY_TIME, {record.id: record.created})
+        return record, True
+
+    def _first_of(self, key: str, record: JobRecord) -> JobRecord | None:
+        """The job this idempotency key already made, or None when `record` is the first."""
+        claim = json.dumps({"job": record.id, "request": record.request}, sort_keys=True)
+        if self.redis.set(key, claim, nx=True, ex=IDEMPOTENCY_TTL_S):
+            return None
+        first = json.loads(self.redis.get(key) or "{}")
+        if first.get("request") != record.request:
+            raise Conflict(
+                "This Idempotency-Key was used for another request. Send a new key with a new request.",
+                code="idempotency_conflict",
+            )
+        return self.get(first["job"])
+
+    def get(self, job_id: str) -> JobRecord:
+        raw = self.redis.get(job_key(job_id))
+        if raw is None:
+            raise NotFound(f"There is no job '{job_id}'. `GET /v1/jobs` lists those that exist.")
+        return JobRecord.model_validate_json(raw)
+
+    def recent(
+        self, *, limit: int = 20, before: float | None = None, parent: str | None = None
+    ) -> list[JobRecord]:
+        """Newest first. `before`: only jobs created before this time. `parent`: only this job's stages."""
+        top = "+inf" if before is None else f"({before}"
+        if parent is None:
+            ids = self.redis.zrevrangebyscore(JOBS_BY_TIME, top, "-inf", start=0, num=limit)
+            return self._read(ids)
+        ids = self.redis.zrevrangebyscore(JOBS_BY_TIME, top, "-inf")
+        return [record for record in self._read(ids) if record.parent == parent][:limit]
+
+    def move(self, job_id: str, to: JobState, *, holder: int | None = None, **fields: Any) -> JobRecord:
+        """Change state and `fields` together, or raise and change nothing.
+
+        A job that is queued again belongs to nobody: its lease ends, and whoever held it has an old token.
+        `holder`: the writer's fencing token; StaleToken when a newer one has taken the job.
+        """
+        if to is JobState.QUEUED:
+            fields["token"] = self.redis.incr(FENCE)
+
+        def change(record: JobRecord) -> JobRecord:
+            if to not in MOVES[record.state]:
+                raise IllegalMove(
+                    f"Job '{job_id}' is {record.state}; it cannot become {to}.", code="illegal_move"
+                )
+            times = {"finished": time.time()} if to in FINISHED else {}
+            return record.model_copy(update={"state": to, **times, **fields})
+
+        return self._update(job_id, change, holder)
+
+    def update(self, job_id: str, *, holder: int | None = None, **fields: Any) -> JobRecord:
+        """Write fields other than the state."""
+        assert "state" not in fields, "states change through move(), which checks the table"
+        return self._update(job_id, lambda record: record.model_copy(update=fields), holder)
+
+    def take(self, job_id: str) -> JobRecord | None:
+        """Lease a queued job and make it `running`, or None when it is not ours to run."""
+        token = self.redis.incr(FENCE)
+        if not self.redis.set(lease_key(job_id), token, nx=True, px=int(self.lease_s * 1000)):
+            return None
+        try:
+            record = self.get(job_id)
+            return self.move(
+                job_id,
+                JobState.RUNNING,
+                token=token,
+                attempt=record.attempt + 1,
+                started=record.started or time.time(),
+            )
+        except (IllegalMove, NotFound):
+            self.release(job_id, token)
+            return None
+
+    def renew(self, job_id: str, token: int) -> None:
+        """Hold the lease for another term; StaleToken when somebody else holds, or held, the job since.
+
+        A lease that lapsed unnoticed (a long stall, a Redis restart) is taken again while nobody else has it.
+        """
+        keys = (lease_key(job_id), job_key(job_id))
+        if not self.redis.eval(_RENEW, 2, *keys, token, int(self.lease_s * 1000)):
+            raise StaleToken(job_id)
+
+    def release(self, job_id: str, token: int) -> None:
+        self.redis.eval(_RELEASE, 1, lease_key(job_id), token)
+
+    def check(self, job_id: str, token: int) -> None:
+        """Raise StaleToken unless `token` is the newest that holds the job."""
+        if self.get(job_id).token != token:
+            raise StaleToken(job_id)
+
+    def ask_cancel(self, job_id: str) -> JobRecord:
+        """Queued and paused jobs end at once; a running one is told, and ends within seconds."""
+
+        def change(record: JobRecord) -> JobRecord:
+            if record.state in FINISHED:
+                return record
+            if record.state in (JobState.QUEUED, JobState.PAUSED):
+                return record.model_copy(update={"state": JobState.CANCELLED, "finished": time.time()})
+            return record.model_copy(update={"state": JobState.CANCELLING})
+
+        return self._update(job_id, change, holder=None)
+
+    def lapsed(self) -> list[JobRecord]:
+        """Jobs that should be running but whose lease ran out: their worker is gone."""
+        ids = list(self.redis.smembers(JOBS_RUNNING))
+        return [record for record in self._read(ids) if not self.redis.exists(lease_key(record.id))]
+
+    def _update(self, job_id: str, change: Callable[[JobRecord], JobRecord], holder: int | None) -> JobRecord:
+        key = job_key(job_id)
+        with self.redis.pipeline() as pipe:
+            while True:
+                try:
+                    pipe.watch(key)
+                    raw = pipe.get(key)
+                    if raw is None:
+                        raise NotFound(f"There is no job '{job_id}'.")
+                    before = JobRecord.model_validate_json(raw)
+                    if holder is not None and before.token != holder:
+                        raise StaleToken(job_id)
+                    after = change(before)
+                    pipe.multi()
+                    pipe.set(key, after.model_dump_json())
+                    if after.state is JobState.QUEUED and before.state is not JobState.QUEUED:
+                        pipe.delete(lease_key(job_id))
+                    (pipe.sadd if after.state in HELD else pipe.srem)(JOBS_RUNNING, job_id)
+                    pipe.execute()
+                    return after
+                except WatchError:
+                    continue  # somebody wrote between our read and our write: look again
+
+    def _read(self, ids: Iterable[str]) -> list[JobRecord]:
+        names = [job_key(job_id) for job_id in ids]
+        raws = self.redis.mget(names) if names else []
+        return [JobRecord.model_validate_json(raw) for raw in raws if raw is not None]
+
+
+_RENEW = """
+local job = redis.call('GET', KEYS[2])
+if not job or cjson.decode(job).token ~= tonumber(ARGV[1]) then return 0 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""

@@ -1,0 +1,158 @@
+"""The model store: one immutable folder per version, written whole or not at all.
+
+`<root>/<role>/<version>/` holds safetensors, tokenizer and `manifest.json`. A version appears by one rename,
+after everything below it has reached the disk. It knows nothing of what is in the weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from vcllm.contracts.base import NAME_PATTERN
+from vcllm.contracts.manifests import ROLES, Manifest
+from vcllm.contracts.problems import BadRequest, NotFound
+
+MANIFEST = "manifest.json"
+FORBIDDEN = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"}
+"""Formats that can run code when loaded."""
+
+
+class Damaged(Exception):
+    """A file of a version is missing or not what its manifest says."""
+
+
+class NoSpace(Exception):
+    """The disk is full; what was there before is untouched."""
+
+
+class ModelStore:
+    """Versions on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, role: str, version: str) -> Path:
+        """Where a version is (or would be); BadRequest for a name that could leave the root."""
+        if role not in ROLES or not re.fullmatch(NAME_PATTERN, version):
+            raise BadRequest(
+                f"'{role}/{version}' is not a version name. Use lower-case letters, digits, '.', '_', '-'."
+            )
+        return self.root / role / version
+
+    def has(self, role: str, version: str) -> bool:
+        return (self.path(role, version) / MANIFEST).is_file()
+
+    def manifest(self, role: str, version: str) -> Manifest:
+        file = self.path(role, version) / MANIFEST
+        if not file.is_file():
+            raise NotFound(f"There is no {role} version '{version}'.", code="model_not_found")
+        return Manifest.model_validate_json(file.read_text())
+
+    def manifests(self, role: str | None = None) -> list[Manifest]:
+        """Every version, oldest first."""
+        found = [
+            Manifest.model_validate_json(file.read_text())
+            for name in ([role] if role else ROLES)
+            for file in (self.root / name).glob(f"[!.]*/{MANIFEST}")
+        ]
+        return sorted(found, key=lambda manifest: manifest.created)
+
+    def checksum(self, role: str, version: str) -> str:
+        """sha256 of the manifest, which holds the hash of every file: the version's exact content."""
+        return sha256_file(self.path(role, version) / MANIFEST)
+
+    def verify(self, role: str, version: str) -> Manifest:
+        """The manifest, after every file was read and compared; Damaged otherwise."""
+        manifest = self.manifest(role, version)
+        folder = self.path(role, version)
+        for name, expected in manifest.files.items():
+            file = folder / name
+            if not file.resolve().is_relative_to(folder.resolve()):
+                raise Damaged(f"{role}/{version}: {name} lies outside of its version")
+            if not file.is_file():
+                raise Damaged(f"{role}/{version}: {name} is missing")
+            if sha256_file(file) != expected:
+                raise Damaged(f"{role}/{version}: {name} does not match its manifest")
+        return manifest
+
+    def staging(self, role: str, version: str) -> Path:
+        """A fresh folder beside the final place, for `commit` to rename."""
+        target = self.path(role, version)
+        folder = target.parent / f".{version}.tmp-{os.getpid()}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, staged: Path, manifest: Manifest) -> Path:
+        """Make the staged folder a version; one that is already there stays (same name, same content).
+
+        `manifest.files` must cover every staged file; nothing that could run code is accepted.
+        """
+        names = {str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file()} - {MANIFEST}
+        assert names == set(manifest.files), "the manifest must list every file of the version"
+        unsafe = [name for name in names if Path(name).suffix in FORBIDDEN]
+        if unsafe:
+            raise BadRequest(
+                f"{', '.join(unsafe)}: only safetensors weights are accepted, no pickle and no code."
+            )
+        target = self.path(manifest.role, manifest.name)
+        try:
+            write_atomic(staged / MANIFEST, manifest.model_dump_json(indent=1).encode())
+            for name in names:
+                fsync(staged / name)
+            fsync(staged)
+            if (target / MANIFEST).is_file():
+                shutil.rmtree(staged)
+                return target
+            os.rename(staged, target)
+            fsync(target.parent)
+        except OSError as error:
+            raise translate_full_disk(error, target) from error
+        return target
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Relative file name to hex sha256, for the manifest."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {str(file.relative_to(folder)): sha256_file(file) for file in files}
+
+
+def sha256_file(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomic(file: Path, content: bytes) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the new one, never half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, file)
+        fsync(file.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise translate_full_disk(error, file) from error
+
+
+def fsync(path: Path) -> None:
+    """Push a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def translate_full_disk(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"No space left to write {path}. Free some disk space and resume; nothing was lost.")
+    return error
