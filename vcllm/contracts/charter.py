@@ -44,6 +44,8 @@ class Principle(Contract):
     id: Slug
     name: Bilingual
     text: Bilingual
+    reason: Bilingual
+    """The principle in one short sentence, as an answer would put it."""
 
 
 class Thresholds(Contract):

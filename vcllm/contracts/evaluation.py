@@ -71,6 +71,10 @@ class Measure(Contract):
     """Scored answers behind the value; pairs of answers for figures about pairs."""
 
 
+UNMEASURED = Measure(value=None, low=None, high=None, n=0)
+"""Nothing could be scored."""
+
+
 class BilingualMeasure(Contract):
     """One figure in each language, and over both."""
 

@@ -227,8 +227,8 @@ class StageOrder(Contract):
     lora: Lora | None = None
     dataset: str
     """sha256 of the dataset snapshot; its file is `<home>/datasets/<sha256>.jsonl`."""
-    pairs: dict[str, str] = Field(default_factory=dict)
-    """Approved pairs in the snapshot, used for the first time: stream entry id to pair id."""
+    claims_pairs: bool = False
+    """The supervisor claims the lineage's approved pairs into the snapshot."""
     replayed: list[str] = Field(default_factory=list)
     """Ids of pairs of earlier rounds in the snapshot."""
     threads: int | None = Field(default=None, ge=1)

@@ -1,0 +1,35 @@
+"""Fixtures that every kind of test may use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.servers import RedisServer, serve_redis
+from vcllm.stores.connect import open_redis
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One real redis-server for the whole run."""
+    with tempfile.TemporaryDirectory(prefix="vcllm-") as folder, serve_redis(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The address of an empty Redis."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of an empty Redis, as the services open it."""
+    with open_redis(redis_url, patience=0) as opened:
+        yield opened

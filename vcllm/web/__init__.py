@@ -1,0 +1,1 @@
+"""What every service shares on the wire: app factory, health, streams, clients, replicas."""

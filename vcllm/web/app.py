@@ -1,0 +1,190 @@
+"""The app factory: every reply of every service carries a request id, and every error the OpenAI error body.
+
+Knows nothing of what a service does, nor of who may call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vcllm.contracts.problems import Problem
+from vcllm.web.replies import error_reply, problem_reply
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+
+CLIENT_GONE = 499
+"""Status in the metrics of a request whose client left before the answer; nobody receives it."""
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+"""The id of the request being served, for logs and for calls made on its behalf."""
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+
+
+class Service(FastAPI):
+    """FastAPI with room for ASGI layers outside everything, its error handling included."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.layers: list[Callable[[ASGIApp], ASGIApp]] = []
+        """Innermost first; complete before the first request."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        stack = super().build_middleware_stack()
+        for wrap in self.layers:
+            stack = wrap(stack)
+        return RequestId(stack)
+
+
+def create_service(title: str, *, lifespan: Lifespan | None, max_body_bytes: int = 8 << 20) -> FastAPI:
+    """An app without docs routes.
+
+    title: the service's role; it becomes the `role` label of its metrics.
+    max_body_bytes: a larger body is refused with 413, whether its length is declared or not.
+    """
+    app = Service(
+        title=title,
+        lifespan=lifespan,
+        max_body_size=max_body_bytes,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.layers.append(partial(DeclaredLength, max_body_bytes=max_body_bytes))
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(HTTPException, _framework_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(UnicodeEncodeError, _half_a_character)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+class RequestId:
+    """Gives each request an id (the client's own where it is safe) and says it in the reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        sent = _header(scope, b"x-request-id")
+        id_ = sent if _SAFE_ID.fullmatch(sent) else f"req-{secrets.token_hex(12)}"
+        scope["vc_started"] = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = id_
+            await send(message)
+
+        token = request_id.set(id_)
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            request_id.reset(token)
+
+
+class DeclaredLength:
+    """Refuses a body that is declared too long before any of it is read.
+
+    A body without a declared length is counted by the framework's own limit.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            declared = _header(scope, b"content-length")
+            if len(declared) > 18 or (declared.isdecimal() and int(declared) > self.max_body_bytes):
+                message = f"The body has {declared[:18]} bytes; at most {self.max_body_bytes} are accepted."
+                reply = error_reply(413, message, "invalid_request_error", "request_too_large")
+                await reply(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives every log record the field `request_id`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value for key, value in scope["headers"] if key == name), b"").decode("latin-1")
+
+
+async def _problem(_: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    return problem_reply(problem)
+
+
+async def _framework_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"There is nothing at {request.method} {request.url.path}.",
+        405: f"{request.url.path} does not take {request.method}.",
+        413: "The body is larger than this server accepts.",
+    }
+    message = messages.get(error.status_code, f"{error.detail or HTTPStatus(error.status_code).phrase}.")
+    type_ = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+    reply = error_reply(error.status_code, message, type_, _CODES.get(error.status_code))
+    reply.headers.update(error.headers or {})
+    return reply
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    if where == ["body"] and "json" not in request.headers.get("content-type", ""):
+        message = "Send JSON, with the header Content-Type: application/json."
+        return error_reply(415, message, "invalid_request_error", _CODES[415])
+    if first["type"] == "json_invalid":
+        message = f"The body is not valid JSON: {first.get('ctx', {}).get('error', 'cannot be read')}."
+        return error_reply(400, message, "invalid_request_error", "invalid_json")
+    param = ".".join(where[1:]) or where[0]
+    return error_reply(400, f"{param}: {first['msg']}", "invalid_request_error", first["type"], param)
+
+
+async def _half_a_character(_: Request, __: Exception) -> Response:
+    """JSON can hold half a surrogate pair, which no text that is worked on or sent back can."""
+    message = "A text in the request ends or begins in the middle of a character and cannot be encoded."
+    return error_reply(400, message, "invalid_request_error", "invalid_text")
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _bug(_: Request, __: Exception) -> Response:
+    """The traceback is logged by the HTTP server; the client gets an id to quote."""
+    message = f"Something went wrong here. The log has the details under request {request_id.get()}."
+    return error_reply(500, message, "server_error", "internal_error")

@@ -1,0 +1,49 @@
+"""Work for a client that has gone is stopped, not finished."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+T = TypeVar("T")
+
+
+async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away first (then: ClientDisconnect).
+
+    The request's body must have been read before. `work` has ended when this returns, whichever way.
+    """
+    return await until_disconnect(request.receive, work)
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """The same for whoever has no request, only its channel.
+
+    `work` is cancelled once, as asyncio does it, so it may still await while it cleans up.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        await _stop(gone)
+        await _stop(task)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stop(task: asyncio.Future[T]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait((task,))
