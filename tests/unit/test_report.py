@@ -1,0 +1,408 @@
+"""The report stands alone, gives every number its n and interval, and keeps a model's words mere words."""
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from vcllm.charter import load_charter
+from vcllm.contracts.base import Bilingual
+from vcllm.contracts.critiques import Outcome
+from vcllm.contracts.evaluation import (
+    ArchiveCell,
+    EvalItem,
+    Judgement,
+    Measure,
+    Report,
+    RoundSummary,
+    StageResult,
+)
+from vcllm.contracts.manifests import GateCheck, GateVerdict
+from vcllm.contracts.recipes import EvaluationParams
+from vcllm.evaluation.measures import choose_examples, compare_run, measure_stage
+from vcllm.evaluation.report import final_stage, labels_of, read_report, verdict_lines, write_report
+
+SUITES = ("seen", "held_out", "held_out_cards", "benign")
+STAGES = {"base": 90, "base_prompted": 80, "cpt": 90, "sft": 40, "round-1": 20, "round-2": 5, "control": 35}
+"""Per cent of attacks that succeed."""
+HOSTILE = "<script>alert('zh')</script><img src=x onerror=alert(1)>&\"'"
+
+Tag = tuple[str, dict[str, str | None]]
+
+
+def items(per_suite: int = 40) -> list[EvalItem]:
+    return [
+        EvalItem(
+            id=f"{suite}-{number}-{language}",
+            pair_id=f"{suite}-{number}",
+            language=language,
+            kind="benign" if suite == "benign" else "attack",
+            suite=suite,
+            card=f"soc.class-card-{number % 10}",
+            goal=0,
+            subdomain=("soc.class", "pol.intl")[number % 10 == 0],
+            tactic="sarcasm",
+            query=f"Surely {HOSTILE}?",
+        )
+        for suite in SUITES
+        for number in range(per_suite)
+        for language in ("zh", "en")
+    ]
+
+
+def judge(item: EvalItem, place: int, percent: int) -> Judgement:
+    """The first `percent` of the attacks succeed; harmless questions are answered well."""
+    violating = item.kind == "attack" and (place // 2) % 40 < percent * 0.4
+    outcome = Outcome.VIOLATING if violating else Outcome.CONSISTENT
+    return Judgement(item=item.id, answer=f"Yes. {HOSTILE}", outcome=outcome, detail=HOSTILE)
+
+
+def a_round(number: int) -> RoundSummary:
+    told = Measure(value=0.1, low=0.05, high=0.2, n=130)
+    return RoundSummary(
+        number=number,
+        num_attacks=160,
+        num_valid=131,
+        num_leaked=1,
+        num_pairs=88,
+        attacker_success=told,
+        critic_agreement=told,
+        coverage=0.4,
+        archive={"soc.class/direct/zh": ArchiveCell(tried=3, won=1)},
+    )
+
+
+def verdict(passed: bool) -> GateVerdict:
+    check = GateCheck(name="over_refusal", passed=passed, value=0.01, limit=0.02, detail=HOSTILE)
+    return GateVerdict(passed=passed, checks=[check])
+
+
+def make_report(shares: dict[str, int] = STAGES, refused: tuple[str, ...] = (), **fields) -> Report:
+    """A run through the real measures."""
+    asked = items()
+    judgements = {
+        name: [judge(item, place, percent) for place, item in enumerate(asked)]
+        for name, percent in shares.items()
+    }
+    results = [
+        StageResult(
+            name=name,
+            seconds=12.5,
+            peak_rss_bytes=2**30,
+            version=f"v-{name}",
+            gate=verdict(name not in refused) if name.startswith("round") else None,
+            round=a_round(int(name[-1])) if name.startswith("round") else None,
+            **dict(measure_stage(asked, judgements[name], choose_examples(asked))),
+        )
+        for name in shares
+    ]
+    hostile = Bilingual(zh=HOSTILE, en=HOSTILE)
+    given = {
+        "recipe": "starter",
+        "seed": 2,
+        "charter": "pluralist",
+        "charter_hash": "c" * 64,
+        "seconds": 237.4,
+        "peak_rss_bytes": 3 * 2**30,
+        "machine": HOSTILE,
+        "commit": "0f3a9c1",
+        "created": datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        "decoding": EvaluationParams(),
+        "judge": Bilingual(zh="规则判官", en="Rule-based judge"),
+        "stages": results,
+        "comparisons": compare_run(asked, judgements, final_stage(results).name),
+        "choices": [hostile],
+        "labels": {
+            "soc.class": Bilingual(zh="阶层", en="Class"),
+            "pol.intl": Bilingual(zh=HOSTILE, en=HOSTILE),
+        },
+    }
+    return Report(**(given | fields))
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def folder(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "report"
+    write_report(report, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "index.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Tags in order, and the table cells with their class and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[Tag] = []
+        self.cells: list[tuple[str, list[tuple[str, str]]]] = []
+        """Class of the table, then (class, text) of each span of the cell."""
+        self.tables: list[str] = []
+        self.spans: list[str] | None = None
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        look = dict(attrs).get("class") or ""
+        if tag == "table":
+            self.tables.append(look)
+        if tag == "td":
+            self.cells.append((self.tables[-1], []))
+        if tag == "span" and self.cells:
+            self.cells[-1][1].append((look, ""))
+
+    def handle_data(self, data):
+        if self.cells and self.cells[-1][1]:
+            look, text = self.cells[-1][1][-1]
+            self.cells[-1][1][-1] = (look, text + data)
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    return reader
+
+
+def write(report: Report, folder: Path) -> str:
+    write_report(report, folder)
+    return (folder / "index.html").read_text(encoding="utf-8")
+
+
+# The data.
+
+
+def test_the_json_has_the_promised_shape(folder):
+    """What benchmarks and release checks read."""
+    data = json.loads((folder / "report.json").read_text())
+    measure = {"value", "low", "high", "n"}
+
+    assert data["seconds"] == 237.4
+    assert data["peak_rss_bytes"] == 3 * 2**30
+    assert [stage["name"] for stage in data["stages"]] == list(STAGES)
+    for stage in data["stages"]:
+        assert stage["seconds"] == 12.5
+        for suite in ("seen", "held_out", "held_out_cards"):
+            assert set(stage["attack_success"][suite]) == {"zh", "en", "mean"}
+            assert set(stage["attack_success"][suite]["zh"]) == measure
+        for name in ("over_refusal", "benign_helpful", "broken", "agreement"):
+            assert measure <= set(stage[name])
+
+
+def test_a_report_reads_back_as_it_was_written(report, folder):
+    """The page can be made again from the JSON alone."""
+    assert read_report(folder) == report
+
+
+def test_writing_twice_gives_the_same_bytes(report, folder, tmp_path):
+    """Nothing of the moment slips in."""
+    write_report(read_report(folder), tmp_path)
+
+    for name in ("index.html", "report.csv", "report.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_only_whole_files_are_left(folder):
+    """No temporary file stays beside the three."""
+    assert sorted(file.name for file in folder.iterdir()) == ["index.html", "report.csv", "report.json"]
+
+
+def test_reading_what_is_not_there_says_so(tmp_path):
+    """A run without a report is the caller's case to handle."""
+    with pytest.raises(FileNotFoundError):
+        read_report(tmp_path)
+
+
+def test_the_table_holds_every_figure_and_difference(report, folder):
+    """One line each, with n and both bounds."""
+    rows = list(csv.DictReader((folder / "report.csv").read_text(encoding="utf-8").splitlines()))
+    differences = [row for row in rows if row["minus"]]
+    base = [row for row in rows if (row["stage"], row["minus"]) == ("base", "")]
+
+    assert len(differences) == len(report.comparisons)
+    assert {row["stage"] for row in rows} == set(STAGES)
+    assert len(base) == 2 * 3 * 3 + 4 * 3 + 2 + 2 * 2
+    assert all(row["n"] and row["low"] and row["high"] for row in rows)
+
+
+def test_two_stages_of_one_name_are_refused():
+    """A chart could not tell them apart."""
+    stage = make_report({"base": 90}).stages[0]
+
+    with pytest.raises(ValidationError, match="its own name"):
+        make_report({"base": 90}, stages=[stage, stage])
+
+
+# The page.
+
+
+def test_what_models_say_stays_text(page):
+    """An answer, a query, a label, a detail: none of them becomes markup."""
+    tags = read(page).tags
+
+    assert "<script" not in page
+    assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
+    assert not any(tag in ("script", "img", "iframe", "object", "link", "base", "form") for tag, _ in tags)
+    assert "&lt;script&gt;" in page
+
+
+def test_nothing_is_fetched_from_anywhere(page):
+    """The page opens offline: no address but its two neighbours."""
+    addresses = [
+        a[key] for _, a in read(page).tags for key in ("href", "src", "action", "xlink:href") if key in a
+    ]
+
+    assert sorted(addresses) == ["report.csv", "report.json"]
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", page)
+
+
+def test_the_content_policy_allows_the_own_style_sheet_alone(page):
+    """By its hash: an injected style or script would not run."""
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
+    policy = next(a["content"] for tag, a in read(page).tags if tag == "meta" and "http-equiv" in a)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+    assert "default-src 'none'" in policy
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "script-src" not in policy
+    assert not any("style" in attributes for _, attributes in read(page).tags)
+
+
+def test_every_text_is_there_in_both_languages(page):
+    """As many Chinese pieces as English ones, and the switch between them."""
+    looks = [(attributes.get("class") or "").split() for _, attributes in read(page).tags]
+    ids = {attributes.get("id") for _, attributes in read(page).tags}
+
+    assert sum("en" in look for look in looks) == sum("zh" in look for look in looks) > 300
+    assert {"lang-en", "lang-zh"} <= ids
+
+
+def test_every_figure_in_a_table_has_n_and_an_interval(page):
+    """In every cell that shows a share or a difference."""
+    shown = [spans for _, spans in read(page).cells if any(look == "v" for look, _ in spans)]
+
+    assert len(shown) > 200
+    for spans in shown:
+        told = "".join(text for _, text in spans).replace("\N{NO-BREAK SPACE}", " ")
+        assert re.search(r"n = \d+", told), told
+        assert re.search(r"\d\N{EN DASH}\d|\d to [+\N{MINUS SIGN}]?\d|\N{EM DASH}", told), told
+
+
+def test_cells_with_few_answers_are_hatched(page):
+    """The smaller sub-domain has 12 answers a language, the larger one 108."""
+    rows = [
+        re.findall(r"<td class=\"([^\"]*)\"", row) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
+    ]
+    hatched = [["few" in look for look in looks] for looks in rows if looks and looks[0].startswith("h")]
+
+    assert hatched == [[False] * 6, [True] * 6]
+
+
+def test_a_refused_round_is_shown_and_is_not_the_final_version(tmp_path):
+    """A negative result takes as much room as any other."""
+    report = make_report(refused=("round-2",))
+    page = write(report, tmp_path)
+    header = re.search(r"<table class=\"measures stack\">.*?</thead>", page, re.DOTALL)[0]
+
+    assert final_stage(report.stages).name == "round-1"
+    assert "Round 2" in header
+    assert "refused by the gate" in header
+    assert any("Refused by the gate: Round 2" in line.en for line in verdict_lines(report))
+
+
+def test_without_a_passed_round_the_last_stage_before_them_is_final():
+    """The gate kept what was served."""
+    assert final_stage(make_report(refused=("round-1", "round-2")).stages).name == "sft"
+
+
+def test_a_run_that_has_only_a_base_still_has_a_page(tmp_path):
+    """No rounds, no references, no memory, no labels: sections that have nothing to say are left out."""
+    report = make_report({"base": 90}, peak_rss_bytes=None, labels={}, choices=[])
+    page = write(report, tmp_path)
+
+    assert 'id="rounds"' not in page
+    assert 'class="differences' not in page
+    assert read_report(tmp_path) == report
+
+
+def test_a_stage_without_scored_answers_shows_gaps_not_zeros(tmp_path):
+    """An outage of the judge is not a perfect model."""
+    asked = items(2)
+    unjudged = [
+        Judgement(item=item.id, answer="", outcome=Outcome.UNSCORED, detail="outage") for item in asked
+    ]
+    stage = StageResult(name="sft", seconds=1.0, **dict(measure_stage(asked, unjudged)))
+    report = make_report({"base": 90})
+    report = report.model_copy(update={"stages": [*report.stages, stage]})
+    page = write(report, tmp_path).replace("\N{NO-BREAK SPACE}", " ")
+
+    assert '<span class="v">—</span><span class="ci">n = 0</span>' in page
+    assert any("16 answers could not be judged" in line.en for line in verdict_lines(report))
+
+
+def test_only_the_starter_is_called_a_starter(tmp_path):
+    """The page of a real model does not speak of a made-up world."""
+    starter, real = write(make_report(), tmp_path), write(make_report(starter=False), tmp_path)
+
+    assert "not a useful assistant" in starter
+    assert "made-up world" not in real
+    assert "written into the starter" not in real
+
+
+def test_labels_name_every_sub_domain_and_tactic_of_the_charter():
+    """So that a report can be read without its charter."""
+    charter = load_charter()
+    labels = labels_of(charter)
+
+    assert set(labels) == {s.id for s in charter.taxonomy.subdomains} | {t.id for t in charter.tactics}
+    assert all(label.zh and label.en for label in labels.values())
+
+
+# The verdict.
+
+
+def test_the_verdict_opens_with_the_final_version_and_its_interval(report):
+    """Value, interval and n, in both languages, beside the base."""
+    first = verdict_lines(report)[0]
+
+    for text in (first.en, first.zh):
+        plain = text.replace("\N{NO-BREAK SPACE}", " ")
+        assert "5.0 %" in plain
+        assert "90.0 %" in plain
+        assert plain.count("n = 80") == 2
+
+
+def test_the_verdict_says_when_no_difference_could_be_shown():
+    """A control as good as the rounds is not hidden."""
+    lines = verdict_lines(make_report({"base": 90, "sft": 40, "round-1": 20, "control": 20}))
+    control = next(line for line in lines if "Control" in line.en)
+
+    assert "no difference could be shown" in control.en
+    assert "未能显示差异" in control.zh
+
+
+def test_the_verdict_says_when_the_final_version_is_worse():
+    """Up is called up."""
+    lines = verdict_lines(make_report({"base": 40, "sft": 90}))
+
+    assert any("higher, which is worse" in line.en and "更差" in line.zh for line in lines)
+
+
+def test_every_verdict_line_with_a_share_tells_its_n(report):
+    """No bare percentages, in either language."""
+    for line in verdict_lines(report):
+        for text in (line.en, line.zh):
+            assert ("%" in text or "points" in text) <= ("n\N{NO-BREAK SPACE}=" in text)

@@ -1,0 +1,1 @@
+"""Evaluation: measures with intervals, paired comparisons, and the report. Needs no torch."""

@@ -1,0 +1,164 @@
+"""How sure a share is: intervals, paired tests and corrections for many of them.
+
+Pure functions over counts and booleans, each with its source; they know nothing of suites, stages or reports.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Hashable, Sequence
+
+Z = 1.959963984540054
+"""Two-sided 95 % point of the normal distribution."""
+
+Interval = tuple[float, float]
+
+
+def wilson(successes: float, n: float) -> Interval:
+    """95 % score interval of a share; `n` may be an effective sample size.
+
+    Wilson 1927, JASA 22:209; the form is method 3 of Newcombe 1998, Statistics in Medicine 17:857.
+    """
+    assert n > 0 and 0 <= successes <= n, "a share needs observations, and no more successes than those"
+    share = successes / n
+    centre = share + Z**2 / (2 * n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    scale = 1 + Z**2 / n
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return (0.0 if successes == 0 else low, 1.0 if successes == n else high)
+
+
+def rule_of_three(n: int) -> float:
+    """Upper 95 % bound of a share of which nothing was seen in `n` independent tries.
+
+    Hanley & Lippman-Hand 1983, JAMA 249:1743. Never below the exact bound 1 - 0.05^(1/n).
+    """
+    assert n > 0, "a bound needs tries"
+    return min(1.0, 3 / n)
+
+
+def effective_n(hits: Sequence[bool], clusters: Sequence[Hashable]) -> float:
+    """How many independent observations the hits are worth, given what they share; never more than there are.
+
+    The sample size divided by the design effect: Rao & Scott 1992, Biometrics 48:577. With one cluster, or
+    hits that are all alike, no effect can be estimated and the plain size comes back.
+    """
+    n, share = len(hits), sum(hits) / len(hits)
+    residuals: dict[Hashable, float] = {}
+    for hit, cluster in zip(hits, clusters, strict=True):
+        residuals[cluster] = residuals.get(cluster, 0.0) + hit - share
+    num_clusters, binomial = len(residuals), share * (1 - share) / n
+    if num_clusters < 2 or binomial == 0:
+        return float(n)
+    clustered = num_clusters / (num_clusters - 1) * sum(r**2 for r in residuals.values()) / n**2
+    return n / max(1.0, clustered / binomial)
+
+
+def share_interval(
+    hits: Sequence[bool], clusters: Sequence[Hashable], num_units: int | None = None
+) -> Interval:
+    """95 % interval of a share whose observations share clusters.
+
+    Wilson on the effective sample size: Franco et al. 2019, J. Survey Statistics and Methodology 7:334.
+    At 0 and 1, where a design effect cannot be seen, the rule of three on `num_units` (default: all).
+    """
+    successes, n = sum(hits), len(hits)
+    if successes == 0:
+        return 0.0, rule_of_three(num_units or n)
+    if successes == n:
+        return 1 - rule_of_three(num_units or n), 1.0
+    size = effective_n(hits, clusters)
+    return wilson(successes / n * size, size)
+
+
+def paired_difference(both: int, gained: int, lost: int, neither: int) -> tuple[float, float, float]:
+    """Difference of two shares of the same items (`gained` minus `lost`), with its 95 % interval.
+
+    Square-and-add of two Wilson intervals, correlation corrected for continuity: method 10 of Newcombe 1998,
+    Statistics in Medicine 17:2635.
+    """
+    n = both + gained + lost + neither
+    assert n > 0, "a difference needs pairs"
+    after, before = (both + gained) / n, (both + lost) / n
+    (low_a, high_a), (low_b, high_b) = wilson(both + gained, n), wilson(both + lost, n)
+    phi = _correlation(both, gained, lost, neither)
+    down = _hypotenuse(after - low_a, high_b - before, phi)
+    up = _hypotenuse(high_a - after, before - low_b, phi)
+    return after - before, after - before - down, after - before + up
+
+
+def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
+    margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    excess, slack = both * neither - gained * lost, (both + gained + lost + neither) / 2
+    if margins == 0 or 0 <= excess <= slack:
+        return 0.0
+    return (excess - slack if excess > slack else excess) / math.sqrt(margins)
+
+
+def _hypotenuse(a: float, b: float, phi: float) -> float:
+    return math.sqrt(max(0.0, a**2 - 2 * phi * a * b + b**2))
+
+
+def paired_bootstrap(
+    before: Sequence[bool],
+    after: Sequence[bool],
+    clusters: Sequence[Hashable],
+    seed: int,
+    num_draws: int = 10_000,
+) -> Interval:
+    """95 % percentile interval of the difference of two shares of the same items, drawing whole clusters.
+
+    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 8 and 13; for clustered items,
+    Miller 2024, arXiv 2411.00640. The same seed gives the same interval. It cannot see what never occurred:
+    where few items changed, `paired_difference` is the better choice.
+    """
+    sums: dict[Hashable, list[int]] = {}
+    for b, a, cluster in zip(before, after, clusters, strict=True):
+        total = sums.setdefault(cluster, [0, 0])
+        total[0] += a - b
+        total[1] += 1
+    assert sums, "a difference needs items"
+    drawn_from, draw = list(sums.values()), random.Random(seed)
+    differences = []
+    for _ in range(num_draws):
+        sample = draw.choices(drawn_from, k=len(drawn_from))
+        differences.append(sum(moved for moved, _ in sample) / sum(size for _, size in sample))
+    differences.sort()
+    tail = int(0.025 * num_draws)
+    return differences[tail], differences[num_draws - 1 - tail]
+
+
+def mcnemar_exact(gained: int, lost: int) -> float:
+    """Two-sided p that both directions of change are equally likely.
+
+    The sign test on the discordant pairs: McNemar 1947, Psychometrika 12:153, in its exact binomial form.
+    """
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, float(2 * tail / 2**n))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values, in the given order; controls the chance of any false finding.
+
+    Holm 1979, Scandinavian Journal of Statistics 6:65.
+    """
+    adjusted, highest, n = [0.0] * len(p_values), 0.0, len(p_values)
+    for rank, index in enumerate(sorted(range(n), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (n - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values, in the given order; controls the share of false findings among the findings.
+
+    Benjamini & Hochberg 1995, Journal of the Royal Statistical Society B 57:289.
+    """
+    adjusted, lowest, n = [0.0] * len(p_values), 1.0, len(p_values)
+    ranked = sorted(range(n), key=p_values.__getitem__, reverse=True)
+    for rank, index in zip(range(n, 0, -1), ranked, strict=True):
+        lowest = min(lowest, n / rank * p_values[index])
+        adjusted[index] = lowest
+    return adjusted

@@ -1,0 +1,138 @@
+"""What figures are called in both languages, and how numbers are written.
+
+Knows words and digits only: no charts, no pages, no judgement of what a figure means.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vcllm.contracts.base import Bilingual
+from vcllm.contracts.critiques import Outcome
+from vcllm.contracts.evaluation import Measure
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+NBSP = "\N{NO-BREAK SPACE}"
+NOTHING = "\N{EM DASH}"
+
+STAGES = {
+    "base": Bilingual(en="Base", zh="基座"),
+    "base_prompted": Bilingual(en="Base + charter prompt", zh="基座 + 宪章提示"),
+    "cpt": Bilingual(en="Continued pre-training", zh="继续预训练"),
+    "sft": Bilingual(en="Instruction tuning", zh="指令微调"),
+    "control": Bilingual(en="Control: plain SFT, same budget", zh="对照：同等预算的普通微调"),
+}
+SHORT_STAGES = {
+    "base_prompted": Bilingual(en="Prompt", zh="提示"),
+    "cpt": Bilingual(en="CPT", zh="CPT"),
+    "sft": Bilingual(en="SFT", zh="SFT"),
+    "control": Bilingual(en="Control", zh="对照"),
+}
+SUITES = {
+    "seen": Bilingual(en="Seen tactics", zh="见过的攻击手法"),
+    "held_out": Bilingual(en="Held-out tactics", zh="留出手法"),
+    "held_out_cards": Bilingual(en="Held-out tactics × held-out cards", zh="留出手法 × 留出议题"),
+    "benign": Bilingual(en="Harmless question", zh="无害问题"),
+    "retention": Bilingual(en="Kept from earlier rounds", zh="往轮留存"),
+}
+MEASURES = {
+    "attack_success": Bilingual(en="Attack success", zh="攻击成功率"),
+    "consistent": Bilingual(en="Keeps to the charter", zh="符合宪章"),
+    "over_refusal": Bilingual(en="Over-refusal of harmless questions", zh="无害问题误拒率"),
+    "benign_helpful": Bilingual(en="Harmless questions answered well", zh="无害问题答好率"),
+    "agreement": Bilingual(en="Same outcome in Chinese and English", zh="中英结果相同"),
+    "both_consistent": Bilingual(en="Both languages keep to the charter", zh="中英均符合宪章"),
+    "broken": Bilingual(en="Broken answers", zh="失效回答"),
+    "refusal": Bilingual(en="Bare refusals of attacks", zh="对攻击的空洞拒答"),
+    "retention": Bilingual(en="Old attacks still answered well", zh="往轮攻击仍答好"),
+}
+OUTCOMES = {
+    Outcome.CONSISTENT: Bilingual(en="keeps to the charter", zh="符合宪章"),
+    Outcome.VIOLATING: Bilingual(en="violating", zh="违反"),
+    Outcome.REFUSAL: Bilingual(en="bare refusal", zh="空洞拒答"),
+    Outcome.BROKEN: Bilingual(en="broken", zh="失效"),
+    Outcome.UNSCORED: Bilingual(en="unscored", zh="未评分"),
+}
+LOWER_IS_BETTER = frozenset({"attack_success", "over_refusal", "broken"})
+
+BOTH = Bilingual(en="both languages", zh="两种语言")
+LANGUAGES = {"zh": Bilingual(en="Chinese", zh="中文"), "en": Bilingual(en="English", zh="英文")}
+
+
+def stage_name(name: str) -> Bilingual:
+    """`round-2` has a name too; an unknown stage keeps its own."""
+    if round_ := re.fullmatch(r"round-(\d+)", name):
+        return Bilingual(en=f"Round {round_[1]}", zh=f"第 {round_[1]} 轮")
+    return STAGES.get(name, Bilingual(en=name, zh=name))
+
+
+def short_stage_name(name: str) -> Bilingual:
+    """For axes and narrow columns."""
+    if round_ := re.fullmatch(r"round-(\d+)", name):
+        return Bilingual(en=f"R{round_[1]}", zh=f"R{round_[1]}")
+    return SHORT_STAGES.get(name, stage_name(name))
+
+
+def measure_name(path: str) -> Bilingual:
+    """`attack_success.held_out` is a measure on a suite."""
+    measure, _, suite = path.partition(".")
+    name = MEASURES.get(measure, Bilingual(en=measure, zh=measure))
+    if not suite:
+        return name
+    on = SUITES[suite]
+    return Bilingual(en=f"{name.en}, {on.en[0].lower()}{on.en[1:]}", zh=f"{name.zh}（{on.zh}）")
+
+
+def percent(share: float | None) -> str:
+    """Without its sign: `4.5`."""
+    return NOTHING if share is None else f"{100 * share:.1f}"
+
+
+def span(measure: Measure) -> str:
+    """The interval of a share in percent: `2.4-8.3`, with a proper dash."""
+    if measure.low is None or measure.high is None:
+        return NOTHING
+    return f"{percent(measure.low)}{DASH}{percent(measure.high)}"
+
+
+def points(difference: float | None) -> str:
+    """A difference of shares in percentage points, signed."""
+    if difference is None:
+        return NOTHING
+    text = f"{100 * difference:+.1f}".replace("-", MINUS)
+    return "0.0" if text in ("+0.0", f"{MINUS}0.0") else text
+
+
+def signed_span(measure: Measure, to: str = "to") -> str:
+    """The interval of a difference, in words because of its signs: `-9.1 to -2.0`."""
+    return f"{points(measure.low)} {to} {points(measure.high)}"
+
+
+def p_value(p: float | None) -> str:
+    """With its name, not to be broken: `p = 0.012`, `p < 0.001`."""
+    if p is None:
+        return f"p{NBSP}{NOTHING}"
+    return f"p{NBSP}<{NBSP}0.001" if p < 0.001 else f"p{NBSP}={NBSP}{p:.3f}"
+
+
+def sample_size(n: int) -> str:
+    """`n = 1600`, not to be broken."""
+    return f"n{NBSP}={NBSP}{n}"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 57 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def memory(num_bytes: int | None) -> str:
+    """In binary units: `812 MiB`, `1.4 GiB`."""
+    if num_bytes is None:
+        return NOTHING
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
