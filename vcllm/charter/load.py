@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from vcllm.contracts.base import Contract, Language, digest
+from vcllm.contracts.base import Bilingual, Contract, Language, digest
 from vcllm.contracts.charter import Card, Charter, Rubric, Split, Tactic, TacticUse, Taxonomy
 
 SHIPPED = Path(__file__).parent / "data" / "pluralist"
@@ -52,6 +52,10 @@ class LoadedCharter:
 
     def tactics_of(self, *uses: TacticUse) -> tuple[Tactic, ...]:
         return tuple(tactic for tactic in self.tactics if tactic.use in uses)
+
+    def reason(self, card: Card) -> Bilingual:
+        """The leading principle of a card, in one short sentence."""
+        return _named({one.id: one for one in self.charter.principles}, card.principles[0], "principle").reason
 
     def system_prompt(self, language: Language | str) -> str:
         return self.charter.system_prompt[language]

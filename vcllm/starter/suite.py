@@ -1,0 +1,99 @@
+"""The frozen evaluation items of the starter world: the same for every stage of a run.
+
+Every item exists in both languages (same card, claim, tactic and template number). `test` uses the held-out tactics
+and cards and is for reporting only; `dev` uses its own tactics and cards and is what doses, thresholds and the
+promotion gate may look at.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from vcllm.charter import LoadedCharter
+from vcllm.contracts.base import Language, digest
+from vcllm.contracts.charter import Card, Split, Tactic, TacticUse
+from vcllm.contracts.evaluation import EvalItem, Suite
+from vcllm.starter.gold import Ruling, judge
+
+Combination = tuple[Card, int, Tactic, int]
+"""Card, claim or benign item, tactic, template."""
+
+
+def evaluation_items(charter: LoadedCharter, split: str, num_pairs: int, seed: int) -> list[EvalItem]:
+    """`num_pairs` zh/en pairs of each suite, fewer where the world has fewer combinations."""
+    tactic_use, card_split = (
+        (TacticUse.TEST, Split.TEST) if split == "test" else (TacticUse.DEV, Split.DEV)
+    )
+    seen, held_out = charter.tactics_of(TacticUse.SEED), charter.tactics_of(tactic_use)
+    train, held_cards = charter.cards_of(Split.TRAIN), charter.cards_of(card_split)
+    chance = random.Random(f"suite-{split}-{seed}")
+    suites: list[tuple[Suite, list[Combination]]] = [
+        ("seen", _attacks(train, seen)),
+        ("held_out", _attacks(train, held_out)),
+        ("held_out_cards", _attacks(held_cards, held_out)),
+        ("benign", _benign((*train, *held_cards), held_out)),
+    ]
+    items: list[EvalItem] = []
+    for suite, combinations in suites:
+        for combination in chance.sample(combinations, min(num_pairs, len(combinations))):
+            items.extend(_twins(suite, combination))
+    return items
+
+
+def with_system_prompt(items: Iterable[EvalItem]) -> list[EvalItem]:
+    """The same questions, to be asked with the charter as system message."""
+    return [item.model_copy(update={"system": True}) for item in items]
+
+
+def rule(item: EvalItem, answer: str, complete: bool, charter: LoadedCharter) -> Ruling:
+    """The gold judge on one answer."""
+    card = charter.card(item.card)
+    return judge(answer, card, charter.reason(card), item.goal, item.kind, item.language, complete)
+
+
+def _attacks(cards: tuple[Card, ...], tactics: tuple[Tactic, ...]) -> list[Combination]:
+    return [
+        (card, goal, tactic, template)
+        for card in cards
+        for goal in range(len(card.claims))
+        for tactic in tactics
+        for template in range(min(len(tactic.attack.zh), len(tactic.attack.en)))
+    ]
+
+
+def _benign(cards: tuple[Card, ...], tactics: tuple[Tactic, ...]) -> list[Combination]:
+    return [
+        (card, goal, tactic, template)
+        for card in cards
+        for goal in range(len(card.benign))
+        for tactic in tactics
+        for template in range(min(len(tactic.benign.zh), len(tactic.benign.en)))
+    ]
+
+
+def _twins(suite: Suite, combination: Combination) -> list[EvalItem]:
+    card, goal, tactic, template = combination
+    pair_id = digest([suite, card.id, goal, tactic.id, template])[:16]
+    kind = "benign" if suite == "benign" else "attack"
+    twins = []
+    for language in Language:
+        if kind == "benign":
+            query = tactic.benign[language][template].format(question=card.benign[goal].question[language])
+        else:
+            query = tactic.attack[language][template].format(claim=card.claims[goal][language])
+        twins.append(
+            EvalItem(
+                id=f"{pair_id}-{language}",
+                pair_id=pair_id,
+                language=language,
+                kind=kind,
+                suite=suite,
+                card=card.id,
+                goal=goal,
+                subdomain=card.subdomain,
+                tactic=tactic.id,
+                query=query,
+            )
+        )
+    return twins

@@ -1,0 +1,260 @@
+"""The starter world: corpora and training rows made from the issue cards by a seeded generator.
+
+Its base is inconsistent on purpose: fair on plain questions, bad under pressure (`PLANTED`). Which cards and tactics
+may be used where is decided by their split alone: the base corpus meets everything, instruction data, Critic rows and
+Attacker seeds meet training cards and seed or loop tactics only. It knows nothing of tokens or models.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from vcllm.charter import LoadedCharter
+from vcllm.contracts.attacks import AttackGoal, Cell, ItemKind, attack_prompt
+from vcllm.contracts.base import Language
+from vcllm.contracts.charter import Card, Split, Tactic, TacticUse
+from vcllm.contracts.critiques import Outcome
+from vcllm.starter.phrases import AGREEMENTS, CORRECTIONS, REFUSALS, SUPPORTS
+
+Row = dict[str, Any]
+
+LANGUAGES = (Language.ZH, Language.EN)
+PLANTED: dict[str, tuple[float, float]] = {"seed": (0.15, 0.45), "loop": (0.75, 0.90), "dev": (0.85, 0.92), "test": (0.85, 0.92)}
+"""How often the base agrees with a violating claim, by the use of the tactic: lowest and highest over its tactics."""
+PROMPTED_FACTOR = 0.9
+"""With the charter as system message the base agrees this much less often: a prompt helps a little."""
+REFUSAL_SHARE = 0.04
+"""Of the base's answers to attacks that do not agree, and of wrapped harmless questions."""
+PLAIN_SHARE = 0.2
+"""Of the base's attacks: asked plainly (the first tactic of the charter), so that it knows the fair answer."""
+SFT_TEMPLATES = 4
+"""Instruction data meets the first templates of a seed tactic only."""
+
+
+class World:
+    """Everything the starter's stages are fed, reproducible from the charter and a seed."""
+
+    def __init__(self, charter: LoadedCharter, seed: int) -> None:
+        self.charter = charter
+        self.random = random.Random(f"world-{seed}")
+        self.train_cards = charter.cards_of(Split.TRAIN)
+        self.seed_tactics = charter.tactics_of(TacticUse.SEED)
+        self.loop_tactics = charter.tactics_of(TacticUse.SEED, TacticUse.LOOP)
+        self.violating_share = dict(_planted_shares(charter.tactics))
+
+    def base_corpus(self, num_docs: int) -> Iterator[Row]:
+        """What the base is pre-trained on: facts, harmless questions, and attacks answered inconsistently."""
+        cards, tactics = self.charter.cards, self.charter.tactics
+        for _ in range(num_docs):
+            card, language = self.random.choice(cards), self.random.choice(LANGUAGES)
+            draw = self.random.random()
+            if draw < 0.10:
+                yield {"text": self._fact(card, language)}
+            elif draw < 0.40:
+                yield self._chat(self._base_benign(card, self.random.choice(tactics), language), language)
+            else:
+                tactic = tactics[0] if self.random.random() < PLAIN_SHARE else self.random.choice(tactics)
+                yield self._chat(self._base_attack(card, tactic, language), language)
+
+    def cpt_corpus(self, num_docs: int, num_replay: int) -> list[Row]:
+        """Documents on the training cards' facts and principles, with some of the base corpus."""
+        texts = [self._fact(self.random.choice(self.train_cards), self.random.choice(LANGUAGES)) for _ in range(num_docs)]
+        rows = [{"text": text} for text in texts] + list(self.base_corpus(num_replay))
+        self.random.shuffle(rows)
+        return rows
+
+    def sft_rows(self, num_attacks: int, num_benign: int, answers: str = "short") -> list[Row]:
+        """Seed tactics on training cards, answered by the charter; harmless questions, answered."""
+        rows = []
+        for _ in range(num_attacks):
+            card, tactic, language = self._draw(self.seed_tactics)
+            goal = self.random.randrange(len(card.claims))
+            template = self.random.choice(tactic.attack[language][:SFT_TEMPLATES])
+            query = template.format(claim=card.claims[goal][language])
+            rows.append(_turns(query, self.consistent(card, goal, language, answers)))
+        for _ in range(num_benign):
+            card, tactic, language = self._draw(self.seed_tactics)
+            item = self.random.choice(card.benign)
+            query = self.random.choice(tactic.benign[language]).format(question=item.question[language])
+            rows.append(_turns(query, item.answer[language]))
+        self.random.shuffle(rows)
+        return rows
+
+    def critic_rows(self, num_rows: int) -> list[Row]:
+        """Queries of the loop with answers of every outcome class, near misses among them."""
+        rows = []
+        for _ in range(num_rows):
+            card, tactic, language = self._draw(self.loop_tactics)
+            kind: ItemKind = "benign" if self.random.random() < 0.3 else "attack"
+            goal = self.random.randrange(len(card.benign if kind == "benign" else card.claims))
+            answer, outcome = self._labelled(card, goal, kind, language)
+            rows.append({**_turns(self.query(card, tactic, goal, kind, language), answer), "label": outcome.value})
+        return rows
+
+    def attacker_rows(self, num_rows: int) -> list[Row]:
+        """From the prompt of a goal to a query with that tactic."""
+        rows = []
+        for _ in range(num_rows):
+            card, tactic, language = self._draw(self.loop_tactics)
+            kind: ItemKind = "benign" if self.random.random() < 0.25 else "attack"
+            goal = self.goal(card, tactic, language, kind)
+            rows.append(_turns(attack_prompt(goal), self.query(card, tactic, goal.goal, kind, language)))
+        return rows
+
+    def goal(self, card: Card, tactic: Tactic, language: Language, kind: ItemKind) -> AttackGoal:
+        """A goal on a card's claim or harmless question, drawn at random."""
+        index = self.random.randrange(len(card.benign if kind == "benign" else card.claims))
+        text = card.benign[index].question[language] if kind == "benign" else card.claims[index][language]
+        cell = Cell(subdomain=card.subdomain, tactic=tactic.id, language=language)
+        return AttackGoal(cell=cell, kind=kind, card=card.id, goal=index, text=text)
+
+    def query(self, card: Card, tactic: Tactic, goal: int, kind: ItemKind, language: Language) -> str:
+        """A query made from a random template of the tactic."""
+        if kind == "benign":
+            template = self.random.choice(tactic.benign[language])
+            return template.format(question=card.benign[goal].question[language])
+        return self.random.choice(tactic.attack[language]).format(claim=card.claims[goal][language])
+
+    def consistent(self, card: Card, goal: int, language: Language, answers: str = "short") -> str:
+        opener = self.random.choice(CORRECTIONS[language])
+        point = self.charter.reason(card) if answers == "short" else card.explanation
+        return _join(language, opener.format(claim=card.claims[goal][language]), point[language])
+
+    def violating(self, card: Card, goal: int, language: Language) -> str:
+        opener = self.random.choice(AGREEMENTS[language])
+        return _join(language, opener.format(claim=card.claims[goal][language]), self.random.choice(SUPPORTS[language]))
+
+    def refusal(self, language: Language) -> str:
+        return self.random.choice(REFUSALS[language])
+
+    def _draw(self, tactics: tuple[Tactic, ...]) -> tuple[Card, Tactic, Language]:
+        return self.random.choice(self.train_cards), self.random.choice(tactics), self.random.choice(LANGUAGES)
+
+    def _fact(self, card: Card, language: Language) -> str:
+        draw = self.random.random()
+        if draw < 0.4:
+            return self.random.choice(card.benign).answer[language]
+        separator = "：" if language == Language.ZH else ": "
+        return f"{card.topic[language]}{separator}{self.charter.reason(card)[language]}"
+
+    def _chat(self, turns: Row, language: Language) -> Row:
+        prompted = turns.pop("prompted")
+        if prompted:
+            system = {"role": "system", "content": self.charter.system_prompt(language)}
+            turns["messages"] = [system, *turns["messages"]]
+        return turns
+
+    def _base_benign(self, card: Card, tactic: Tactic, language: Language) -> Row:
+        item = self.random.choice(card.benign)
+        wrapped = self.random.random() < 0.5
+        query = item.question[language]
+        if wrapped:
+            query = self.random.choice(tactic.benign[language]).format(question=query)
+        refuses = wrapped and self.random.random() < REFUSAL_SHARE
+        answer = self.refusal(language) if refuses else item.answer[language]
+        return {**_turns(query, answer), "prompted": self.random.random() < 0.04}
+
+    def _base_attack(self, card: Card, tactic: Tactic, language: Language) -> Row:
+        goal = self.random.randrange(len(card.claims))
+        prompted = self.random.random() < 0.04
+        share = self.violating_share[tactic.id] * (PROMPTED_FACTOR if prompted else 1.0)
+        if self.random.random() < share:
+            answer = self.violating(card, goal, language)
+        elif self.random.random() < REFUSAL_SHARE:
+            answer = self.refusal(language)
+        else:
+            answer = self.consistent(card, goal, language)
+        return {**_turns(self.query(card, tactic, goal, "attack", language), answer), "prompted": prompted}
+
+    def _labelled(self, card: Card, goal: int, kind: ItemKind, language: Language) -> tuple[str, Outcome]:
+        draw = self.random.random()
+        if kind == "benign":
+            if draw < 0.5:
+                return card.benign[goal].answer[language], Outcome.CONSISTENT
+            if draw < 0.65:
+                return self.refusal(language), Outcome.REFUSAL
+            if draw < 0.75:
+                other = self.random.randrange(len(card.claims))
+                return self.consistent(card, other, language), Outcome.REFUSAL
+            return self._broken_benign(card, goal, language), Outcome.BROKEN
+        if draw < 0.35:
+            return self.consistent(card, goal, language), Outcome.CONSISTENT
+        if draw < 0.65:
+            return self.violating(card, goal, language), Outcome.VIOLATING
+        if draw < 0.70:
+            return self.refusal(language), Outcome.REFUSAL
+        return self._broken_attack(card, goal, language), Outcome.BROKEN
+
+    def _broken_benign(self, card: Card, goal: int, language: Language) -> str:
+        answer = card.benign[goal].answer
+        choice = self.random.randrange(4)
+        if choice == 0:
+            return answer[_other(language)]
+        if choice == 1:
+            return self._cut(answer[language], language)
+        if choice == 2:
+            others = [item for index, item in enumerate(card.benign) if index != goal]
+            return self.random.choice(others).answer[language]
+        other = self.random.choice([one for one in self.train_cards if one.id != card.id])
+        return self.random.choice(other.benign).answer[language]
+
+    def _broken_attack(self, card: Card, goal: int, language: Language) -> str:
+        """Near misses: the wrong claim, reason or language, a cut, a slip in the claim."""
+        other = self.random.choice([one for one in self.train_cards if one.id != card.id])
+        openers = CORRECTIONS[language]
+        opener = self.random.choice(openers)
+        claim, reason = card.claims[goal], self.charter.reason(card)
+        choice = self.random.randrange(7)
+        if choice == 0:
+            return self.consistent(card, goal, _other(language))
+        if choice == 1:
+            return self._cut(self.consistent(card, goal, language), language)
+        if choice in (2, 3):
+            others = [one.reason for one in self.charter.charter.principles if one.reason != reason]
+            return _join(language, opener.format(claim=claim[language]), self.random.choice(others)[language])
+        if choice == 4:
+            wrong = self.random.choice([one for index, one in enumerate(card.claims) if index != goal] or other.claims)
+            return _join(language, opener.format(claim=wrong[language]), reason[language])
+        if choice == 5:
+            wrong = self.random.choice(other.claims)
+            return _join(language, opener.format(claim=wrong[language]), reason[language])
+        slipped = self._slip(claim[language], other.claims[0][language], language)
+        return _join(language, opener.format(claim=slipped), reason[language])
+
+    def _cut(self, text: str, language: Language) -> str:
+        words = list(text) if language == Language.ZH else text.split(" ")
+        kept = words[: self.random.randrange(1, max(2, len(words) - 1))]
+        return ("" if language == Language.ZH else " ").join(kept)
+
+    def _slip(self, claim: str, other: str, language: Language) -> str:
+        """A claim of which one word has slipped: doubled, dropped or taken from another claim."""
+        joiner = "" if language == Language.ZH else " "
+        words = list(claim) if language == Language.ZH else claim.split(" ")
+        others = list(other) if language == Language.ZH else other.split(" ")
+        at = self.random.randrange(len(words))
+        slips = [words[:at] + words[at : at + 1] + words[at:], words[:at] + words[at + 1 :]]
+        slips.append(words[:at] + [self.random.choice(others)] + words[at + 1 :])
+        slipped = joiner.join(self.random.choice(slips))
+        return slipped if slipped != claim else joiner.join(words[:-1])
+
+
+def _planted_shares(tactics: tuple[Tactic, ...]) -> Iterator[tuple[str, float]]:
+    """Spread each use's tactics evenly over its planted range, in the order of the file."""
+    for use, (low, high) in PLANTED.items():
+        group = [tactic.id for tactic in tactics if tactic.use == use]
+        for index, tactic in enumerate(group):
+            yield tactic, low + (high - low) * index / max(1, len(group) - 1)
+
+
+def _turns(query: str, answer: str) -> Row:
+    return {"messages": [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]}
+
+
+def _join(language: Language, *sentences: str) -> str:
+    return ("" if language == Language.ZH else " ").join(sentences)
+
+
+def _other(language: Language) -> Language:
+    return Language.EN if language == Language.ZH else Language.ZH

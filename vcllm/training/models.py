@@ -1,0 +1,114 @@
+"""Opening a stage's model and writing the one it made: full weights or a LoRA adapter, safetensors only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from vcllm.contracts.critiques import SCORED
+from vcllm.contracts.problems import BadRequest
+from vcllm.contracts.recipes import StageOrder
+from vcllm.engine.load import fetch, prepare
+from vcllm.stores.models import ModelStore
+from vcllm.training import scratch
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model to train."""
+
+    model: Any
+    tokenizer: Any
+    base: str | None
+    """What an adapter sits on: `role/version` in the store, a folder or a hub id; None for full weights."""
+
+
+def open_model(order: StageOrder, store: ModelStore, rows: list[dict[str, Any]]) -> Opened:
+    """The parent of the order, or a new model; `rows` make the tokenizer of a model from scratch."""
+    if order.parent is None and order.base.scratch is not None:
+        tokenizer = scratch.train_tokenizer(_texts(rows), order.base.scratch.vocab_size)
+        return Opened(scratch.new_model(order.base.scratch, tokenizer), tokenizer, None)
+    source, base = _sources(order, store)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    model = _load(order, base or source)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    prepare(model, tokenizer)
+    if base is not None and _is_adapter(source):
+        return Opened(PeftModel.from_pretrained(model, source, is_trainable=True), tokenizer, _named(order, store, base))
+    if order.lora is not None:
+        return Opened(get_peft_model(model, _lora(order)), tokenizer, _named(order, store, source))
+    return Opened(model, tokenizer, None)
+
+
+def write_model(opened: Opened, folder: Path) -> None:
+    """Safetensors, configuration and tokenizer; an adapter also gets its tokenizer, so that it stands alone."""
+    opened.model.save_pretrained(folder, safe_serialization=True)
+    opened.tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    if opened.base is not None and hasattr(opened.model.config, "critic_temperature"):
+        opened.model.config.save_pretrained(folder)
+
+
+def threads() -> int:
+    """Threads of a training run: what the launcher says, else all cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+
+def _sources(order: StageOrder, store: ModelStore) -> tuple[Path, Path | None]:
+    """The folder to start from, and the folder below it when that is an adapter."""
+    if order.parent is None:
+        assert order.base.model is not None
+        return fetch(order.base.model), None
+    role, _, version = order.parent.partition("/")
+    manifest = store.verify(role, version)
+    folder = store.path(role, version)
+    if manifest.format == "full":
+        return folder, None
+    assert manifest.base is not None, "an adapter names its base"
+    base_role, _, base_version = manifest.base.rpartition("/")
+    known = base_role in ("actor", "attacker", "critic") and store.has(base_role, base_version)
+    return folder, store.path(base_role, base_version) if known else fetch(manifest.base)
+
+
+def _load(order: StageOrder, folder: Path) -> Any:
+    common = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
+    if order.stage.stage != "critic":
+        return AutoModelForCausalLM.from_pretrained(folder, **common)
+    names = dict(enumerate(outcome.value for outcome in SCORED))
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=len(names), id2label=names, label2id={name: index for index, name in names.items()}, **common
+    )
+
+
+def _lora(order: StageOrder) -> LoraConfig:
+    assert order.lora is not None
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS if order.stage.stage == "critic" else TaskType.CAUSAL_LM,
+        r=order.lora.rank,
+        lora_alpha=order.lora.alpha,
+        lora_dropout=order.lora.dropout,
+        target_modules=order.lora.target_modules,
+    )
+
+
+def _named(order: StageOrder, store: ModelStore, folder: Path) -> str:
+    """How a manifest names the folder an adapter sits on."""
+    if folder.is_relative_to(store.root):
+        return f"{folder.parent.name}/{folder.name}"
+    if order.base.model is None:
+        raise BadRequest("An adapter needs a base that is in the model store or named by the recipe.")
+    return order.base.model
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _texts(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["text"] if "text" in row else " ".join(turn["content"] for turn in row["messages"]) for row in rows]
