@@ -1,0 +1,59 @@
+"""The Attacker's one route: goals in, queries out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request, Response
+
+from services.attacker.refusals import is_refusal
+from services.attacker.settings import AttackerSettings
+from vcllm.contracts.attacks import Attack, AttackGoal, AttackReply, AttackRequest, attack_prompt
+from vcllm.contracts.chat import ChatMessage, Completion, Sampling
+from vcllm.engine.local import LocalEngine
+from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
+from vcllm.serving.writers import EngineCollector, writer
+from vcllm.settings import Settings
+from vcllm.web.disconnect import cancel_on_disconnect
+
+
+def attacker_serving(request: Request) -> Serving[LocalEngine]:
+    serving: Serving[LocalEngine] = request.state.serving
+    return serving
+
+
+ServingDep = Annotated[Serving[LocalEngine], Depends(attacker_serving)]
+
+
+def create_app(server: AttackerSettings | None = None, shared: Settings | None = None) -> FastAPI:
+    """The Attacker as an app; without arguments it is configured by the environment."""
+    server, shared = server or AttackerSettings(), shared or Settings()
+    serving = build_serving("attacker", "causal", server, shared, writer(server))
+    app = serve_role(serving, shared, EngineCollector(serving.pool))
+    app.post("/v1/attacks", dependencies=[guard(shared)])(attack)
+    return app
+
+
+async def attack(
+    body: AttackRequest, request: Request, response: Response, serving: ServingDep
+) -> AttackReply:
+    """Write one query for every goal, in order."""
+    reply = await cancel_on_disconnect(request, write_attacks(body, serving))
+    response.headers[VERSION_HEADER] = reply.attacker_version
+    return reply
+
+
+async def write_attacks(body: AttackRequest, serving: Serving[LocalEngine]) -> AttackReply:
+    conversations = [[ChatMessage(role="user", content=attack_prompt(goal))] for goal in body.goals]
+    sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
+    async with serving.door.enter(len(conversations)), serving.pool.use(body.model) as held:
+        answers = await held.model.complete(conversations, sampling)
+    attacks = [to_attack(goal, each.completions[0]) for goal, each in zip(body.goals, answers, strict=True)]
+    return AttackReply(attacks=attacks, attacker_version=held.version)
+
+
+def to_attack(goal: AttackGoal, completion: Completion) -> Attack:
+    query = completion.text.strip()
+    return Attack(
+        goal=goal, query=query, refused=is_refusal(query), complete=completion.finish_reason == "stop"
+    )

@@ -1,0 +1,62 @@
+"""The Critic's routes: critiques of single answers, and comparisons of two."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request, Response
+
+from services.critic.classifier import Classifier
+from services.critic.settings import CriticSettings
+from vcllm.contracts.critiques import ComparisonReply, ComparisonRequest, CritiqueReply, CritiqueRequest
+from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
+from vcllm.settings import Settings
+from vcllm.web.disconnect import cancel_on_disconnect
+
+
+def critic_serving(request: Request) -> Serving[Classifier]:
+    serving: Serving[Classifier] = request.state.serving
+    return serving
+
+
+ServingDep = Annotated[Serving[Classifier], Depends(critic_serving)]
+
+
+def create_app(server: CriticSettings | None = None, shared: Settings | None = None) -> FastAPI:
+    """The Critic as an app; without arguments it is configured by the environment."""
+    server, shared = server or CriticSettings(), shared or Settings()
+    serving = build_serving("critic", "classifier", server, shared, Classifier)
+    app = serve_role(serving, shared)
+    app.post("/v1/critiques", dependencies=[guard(shared)])(critique)
+    app.post("/v1/comparisons", dependencies=[guard(shared)])(compare)
+    return app
+
+
+async def critique(
+    body: CritiqueRequest, request: Request, response: Response, serving: ServingDep
+) -> CritiqueReply:
+    """Judge every item once, in order; an item that could not be judged comes back unscored."""
+    reply = await cancel_on_disconnect(request, judge(body, serving))
+    response.headers[VERSION_HEADER] = reply.critic_version
+    return reply
+
+
+async def compare(
+    body: ComparisonRequest, request: Request, response: Response, serving: ServingDep
+) -> ComparisonReply:
+    """Say of every item which answer keeps to the charter better."""
+    reply = await cancel_on_disconnect(request, judge_both(body, serving))
+    response.headers[VERSION_HEADER] = reply.critic_version
+    return reply
+
+
+async def judge(body: CritiqueRequest, serving: Serving[Classifier]) -> CritiqueReply:
+    async with serving.door.enter(len(body.items)), serving.pool.use(body.model) as held:
+        critiques = await held.model.critique(body.items)
+    return CritiqueReply(critiques=critiques, critic_version=held.version)
+
+
+async def judge_both(body: ComparisonRequest, serving: Serving[Classifier]) -> ComparisonReply:
+    async with serving.door.enter(2 * len(body.items)), serving.pool.use(body.model) as held:
+        comparisons = await held.model.compare(body.items)
+    return ComparisonReply(comparisons=comparisons, critic_version=held.version)

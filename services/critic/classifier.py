@@ -1,0 +1,116 @@
+"""A trained head as judge: one class per outcome, read in one forward pass.
+
+Items are judged in passes of similar length. Requests take turns pass by pass, so a large one delays a small
+one by one pass only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from services.critic.language import is_in
+from services.critic.reasons import FAILURE_REASONS, OUTCOME_REASONS, WRONG_LANGUAGE
+from vcllm.contracts.critiques import (
+    SCORED,
+    Comparison,
+    ComparisonItem,
+    Critique,
+    CritiqueItem,
+    Failure,
+    Outcome,
+)
+from vcllm.engine.load import Loaded
+from vcllm.engine.prompts import encode
+from vcllm.engine.scoring import by_length, class_probabilities, critic_text
+from vcllm.serving.versions import Refused
+
+TIE_BELOW = 0.05
+"""Scores closer than this prefer nothing."""
+MAX_ITEMS_PER_PASS = 128
+
+
+class Classifier:
+    """One loaded critic version."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.outcomes = outcomes_of(loaded)
+        self.temperature = float(getattr(loaded.model.config, "critic_temperature", 1.0))
+        self._turn = asyncio.Lock()
+
+    async def critique(self, items: Sequence[CritiqueItem]) -> list[Critique]:
+        """One critique per item, in order."""
+        ids = await asyncio.to_thread(self._encode, items)
+        failures = [self._failure(item, tokens) for item, tokens in zip(items, ids, strict=True)]
+        judged = [i for i, failure in enumerate(failures) if failure is None]
+        critiques = [
+            unscored(item, failure or "outage") for item, failure in zip(items, failures, strict=True)
+        ]
+        for chosen in by_length([len(ids[i]) for i in judged], max_rows=MAX_ITEMS_PER_PASS):
+            here = [judged[j] for j in chosen]
+            for i, probabilities in zip(here, await self._pass([ids[i] for i in here]), strict=True):
+                critiques[i] = self._scored(items[i], probabilities)
+        return critiques
+
+    async def compare(self, items: Sequence[ComparisonItem]) -> list[Comparison]:
+        """One comparison per item. The head sees one answer at a time, so both orders score the same."""
+        both = [
+            CritiqueItem(query=item.query, response=response, language=item.language, kind=item.kind)
+            for item in items
+            for response in (item.first, item.second)
+        ]
+        critiques = await self.critique(both)
+        return [preference(critiques[i].score, critiques[i + 1].score) for i in range(0, len(both), 2)]
+
+    def close(self) -> None:
+        """Nothing runs between requests."""
+
+    async def _pass(self, ids: list[list[int]]) -> list[list[float]]:
+        async with self._turn:  # first come, first served: whoever comes back waits behind those already here
+            return await asyncio.to_thread(class_probabilities, self.loaded.model, ids, self.temperature)
+
+    def _encode(self, items: Sequence[CritiqueItem]) -> list[list[int]]:
+        tokenizer = self.loaded.tokenizer
+        return encode(tokenizer, [critic_text(tokenizer, item.query, item.response) for item in items])
+
+    def _failure(self, item: CritiqueItem, tokens: list[int]) -> Failure | None:
+        if not item.response.strip():
+            return "empty"
+        return "too_long" if len(tokens) > self.loaded.context else None
+
+    def _scored(self, item: CritiqueItem, probabilities: list[float]) -> Critique:
+        by_outcome = dict(zip(self.outcomes, probabilities, strict=True))
+        language_ok = is_in(item.language, item.response)
+        outcome = max(by_outcome, key=by_outcome.__getitem__) if language_ok else Outcome.BROKEN
+        reason = OUTCOME_REASONS[outcome] if language_ok else WRONG_LANGUAGE
+        return Critique(
+            outcome=outcome,
+            score=min(1.0, by_outcome[Outcome.CONSISTENT]) if language_ok else 0.0,
+            probabilities=by_outcome,
+            language_ok=language_ok,
+            reason=reason[item.language],
+        )
+
+
+def outcomes_of(loaded: Loaded) -> list[Outcome]:
+    """The outcome of every class, in the head's order; Refused when they are not those of a critic."""
+    labels = loaded.model.config.id2label
+    names = [labels[number] for number in range(len(labels))]
+    if sorted(names) != sorted(SCORED):
+        raise Refused(f"A critic needs the classes {', '.join(SCORED)}; this model has {', '.join(names)}.")
+    return [Outcome(name) for name in names]
+
+
+def unscored(item: CritiqueItem, failure: Failure) -> Critique:
+    return Critique(outcome=Outcome.UNSCORED, failure=failure, reason=FAILURE_REASONS[failure][item.language])
+
+
+def preference(first: float | None, second: float | None) -> Comparison:
+    """The higher score, unless they are too close or one is missing."""
+    if first is None or second is None:
+        return Comparison(preferred="unscored")
+    margin = abs(first - second)
+    if margin < TIE_BELOW:
+        return Comparison(preferred="tie", margin=margin)
+    return Comparison(preferred="first" if first > second else "second", margin=margin)

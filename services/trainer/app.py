@@ -1,0 +1,71 @@
+"""The Celery app: two tasks that carry a job id and nothing else.
+
+    celery -A services.trainer.app worker -Q rollouts,training
+    celery -A services.trainer.app beat
+
+A message is only a pointer. It is acknowledged when it arrives: whether its job is run, by whom and how often is
+decided by the job's record and lease, and the reaper sends it again when a worker is lost.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+from services.trainer.process import die_with_parent
+from services.trainer.runner import Runner, reap
+from services.trainer.settings import TrainerSettings
+from vcllm.contracts.jobs import REAP_JOBS, RUN_JOB
+from vcllm.settings import Settings
+
+VISIBILITY_S = 12 * 3600
+"""Longer than any message waits unacknowledged, so Redis never hands one out twice by the clock."""
+
+
+def create_celery(settings: Settings, trainer: TrainerSettings) -> Celery:
+    """An app bound to the settings' Redis."""
+    app = Celery("vcllm-trainer", broker=settings.redis_url, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_default_queue="rollouts",
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_S,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        visibility_timeout=VISIBILITY_S,
+        beat_schedule={
+            "reap": {"task": REAP_JOBS, "schedule": trainer.reap_every_s, "options": {"queue": "rollouts"}}
+        },
+    )
+
+    def send(job_id: str, queue: str) -> None:
+        app.send_task(RUN_JOB, args=[job_id], queue=queue)
+
+    @app.task(name=RUN_JOB, shared=False)
+    def run(job_id: str) -> None:
+        Runner(settings, trainer, send).run(job_id)
+
+    @app.task(name=REAP_JOBS, shared=False)
+    def reap_jobs() -> None:
+        reap(settings, trainer, send)
+
+    return app
+
+
+@worker_process_init.connect
+def _follow_parent(**_: object) -> None:
+    """A pool process without its worker would go on unseen; its lease would never lapse."""
+    die_with_parent()
+
+
+app = create_celery(Settings(), TrainerSettings())

@@ -1,0 +1,132 @@
+"""What every stage of one pipeline works with: the recipe, the charter, the stores, the clients, the names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+
+from services.trainer.datasets import Datasets
+from services.trainer.hold import Hold
+from services.trainer.settings import TrainerSettings
+from vcllm.charter import LoadedCharter, load_charter
+from vcllm.charter.load import SHIPPED
+from vcllm.contracts.base import digest
+from vcllm.contracts.jobs import JobRecord, JobRequest
+from vcllm.contracts.problems import BadRequest
+from vcllm.contracts.recipes import Recipe
+from vcllm.recipes import load_recipe
+from vcllm.settings import Settings
+from vcllm.starter.world import World
+from vcllm.stores.aliases import AliasStore
+from vcllm.stores.events import EventLog
+from vcllm.stores.jobs import JobStore
+from vcllm.stores.models import ModelStore, write_atomic
+from vcllm.stores.pairs import PairStream
+from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
+
+
+@dataclass
+class Context:
+    """One pipeline's surroundings."""
+
+    record: JobRecord
+    hold: Hold
+    redis: Redis
+    settings: Settings
+    trainer: TrainerSettings
+    recipe: Recipe
+    charter: LoadedCharter
+    seed: int
+    lineage: str
+
+    @classmethod
+    def open(
+        cls, record: JobRecord, hold: Hold, redis: Redis, settings: Settings, trainer: TrainerSettings
+    ) -> Context:
+        """Read recipe and charter; BadRequest or CharterError says what is wrong with them."""
+        request = JobRequest.model_validate(record.request)
+        recipe = load_recipe(settings.recipes, request.recipe)
+        charter = load_charter(charter_folder(recipe.charter, settings.charters))
+        seed = recipe.seed if request.seed is None else request.seed
+        lineage = request.lineage or f"{recipe.name}-s{seed}-{digest([recipe.model_dump(mode='json'), charter.hash])[:8]}"
+        return cls(record, hold, redis, settings, trainer, recipe, charter, seed, lineage)
+
+    @cached_property
+    def folder(self) -> Path:
+        """What the lineage leaves behind besides versions: answers, rounds, stage results."""
+        return self.settings.home / "lineages" / self.lineage
+
+    @cached_property
+    def jobs(self) -> JobStore:
+        return JobStore(self.redis, self.settings.lease_s)
+
+    @cached_property
+    def store(self) -> ModelStore:
+        return ModelStore(self.settings.models)
+
+    @cached_property
+    def aliases(self) -> AliasStore:
+        return AliasStore(self.redis)
+
+    @cached_property
+    def pairs(self) -> PairStream:
+        return PairStream(self.redis, self.lineage)
+
+    @cached_property
+    def datasets(self) -> Datasets:
+        return Datasets(self.settings.home / "datasets")
+
+    @cached_property
+    def actor(self) -> ActorClient:
+        return ActorClient(self.settings.urls("actor"), self.settings.internal_token, patience_s=self.trainer.patience_s)
+
+    @cached_property
+    def attacker(self) -> AttackerClient:
+        urls = self.settings.urls("attacker")
+        return AttackerClient(urls, self.settings.internal_token, patience_s=self.trainer.patience_s)
+
+    @cached_property
+    def critic(self) -> CriticClient:
+        return CriticClient(self.settings.urls("critic"), self.settings.internal_token, patience_s=self.trainer.patience_s)
+
+    def version(self, stage: str) -> str:
+        """The name of the version a stage makes in this lineage."""
+        return f"{self.lineage}-{stage}"
+
+    def world(self, purpose: str) -> World:
+        """The starter world with its own random stream for each purpose."""
+        return World(self.charter, f"{self.seed}-{purpose}")
+
+    def tell(self, type_: str, **data: Any) -> None:
+        """An event of this pipeline."""
+        EventLog(self.redis).append(self.record.id, type_, **data)
+
+    def recall(self, name: str) -> Any:
+        """What `keep` wrote under this name, or None."""
+        file = self.folder / name
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write a JSON value atomically; a resumed pipeline finds it."""
+        self.hold.confirm()
+        write_atomic(self.folder / name, json.dumps(value, ensure_ascii=False).encode())
+
+    def close(self) -> None:
+        for client in ("actor", "attacker", "critic"):
+            if client in self.__dict__:
+                self.__dict__[client].close()
+
+
+def charter_folder(name: str, folder: Path | None) -> Path | None:
+    """Where a charter named by a recipe lies; None is the shipped one."""
+    if folder is not None and (folder / name).is_dir():
+        return folder / name
+    if name == SHIPPED.name:
+        return None
+    where = folder or "the folder that VCLLM_CHARTERS names"
+    raise BadRequest(f"There is no charter '{name}' in {where}. Put it there, or use charter = \"{SHIPPED.name}\".")
