@@ -26,6 +26,7 @@ from vcllm.contracts.chat import (
     Sampling,
     Usage,
 )
+from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.problems import BadRequest
 from vcllm.engine.local import LocalEngine
 from vcllm.engine.protocol import Answers
@@ -84,19 +85,21 @@ def list_models(serving: ServingDep) -> ModelList:
         aliases = {}
     if serving.pool.current is not None:
         aliases["current"] = serving.pool.current
-    cards = [ModelCard(id=ALIGNED_MODEL, parent=serving.pool.current)] if serving.pool.current else []
-    for manifest in serving.store.manifests("actor"):
-        named = sorted(alias for alias, version in aliases.items() if version == manifest.name)
-        cards.append(
-            ModelCard(
-                id=manifest.name,
-                created=int(manifest.created),
-                parent=manifest.parent,
-                alias=named,
-                checksum=serving.store.checksum("actor", manifest.name),
-            )
-        )
-    return ModelList(data=cards)
+    fixed = [ModelCard(id=ALIGNED_MODEL, parent=serving.pool.current)] if serving.pool.current else []
+    return ModelList(
+        data=[*fixed, *(card(each, aliases, serving) for each in serving.store.manifests("actor"))]
+    )
+
+
+def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngine]) -> ModelCard:
+    """One version, with the aliases that point at it."""
+    return ModelCard(
+        id=manifest.name,
+        created=int(manifest.created),
+        parent=manifest.parent,
+        alias=sorted(alias for alias, version in aliases.items() if version == manifest.name),
+        checksum=serving.store.checksum("actor", manifest.name),
+    )
 
 
 async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:

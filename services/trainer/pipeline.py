@@ -63,8 +63,6 @@ class Pipeline:
             for name in names if wanted is None else [wanted]:
                 context.hold.go_on()
                 self._run(name)
-                if wanted is None and name == names[0]:
-                    self._start_ahead()
         except Cancelled:
             self.children.cancel_all()
             raise
@@ -93,6 +91,8 @@ class Pipeline:
     def _base(self) -> bool:
         order = self._order_base()
         self.children.wait(order)
+        if self.context.record.request.get("stage") is None:
+            self._start_ahead()
         reused = self._evaluated("base", order.version, None)
         self._evaluated("base_prompted", order.version, None, system=True)
         return reused

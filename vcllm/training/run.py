@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from vcllm.contracts.manifests import Probe
 from vcllm.contracts.recipes import (
@@ -108,6 +109,7 @@ def peak_rss() -> int:
 
 def main(argv: list[str]) -> int:
     folder, models = Path(argv[0]), Path(argv[1])
+    logging.disable_progress_bar()
 
     def report(progress: dict[str, Any]) -> None:
         print(json.dumps(progress), flush=True)

@@ -1,0 +1,71 @@
+# Everything runs in .venv, which is made once; a stamp says which dependencies are already there.
+
+VENV := .venv
+PYTHON ?= python3
+ARGS ?=
+PRODUCT := model,trainer,gateway,launch
+BIN := $(VENV)/bin
+
+# pip would compile all of torch and transformers; Python compiles the part that is used, on first use.
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@echo "  Options go in ARGS: make demo ARGS=--exit"
+
+.PHONY: demo
+demo: $(VENV)/.product ## Train, align, measure and serve a small bilingual model from nothing
+	@$(BIN)/vcllm demo $(ARGS)
+
+.PHONY: up
+up: $(VENV)/.product ## Run all services on this machine until Ctrl-C
+	@$(BIN)/vcllm up $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.dev ## All tests; real Redis, servers and workers on loopback
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## Style, types and import rule
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.dev ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: bench-starter
+bench-starter: $(VENV)/.product ## The demo's figures over five seeds, mean and range
+	$(BIN)/python -m benchmarks.starter $(ARGS)
+
+.PHONY: secrets
+secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
+	@$(BIN)/vcllm secrets
+
+.PHONY: clean
+clean: ## Remove the environment, caches and everything the demo made
+	rm -rf $(VENV) var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find vcllm services gateway tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "VC-LLM needs Python 3.11 or newer; say which with make PYTHON=/path/to/python3.11.")'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.product: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing VC-LLM into $(VENV): about a minute, 1.2 GB."
+	@$(PIP) -e '.[$(PRODUCT)]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.product
+	@echo "Installing the tools for checks and tests."
+	@$(PIP) -e '.[$(PRODUCT),dev]'
+	@touch $@

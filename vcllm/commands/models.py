@@ -1,0 +1,45 @@
+"""`vcllm models`: which versions there are, and the way back."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from vcllm.commands.api import open_api
+from vcllm.commands.display import open_console
+from vcllm.commands.options import Key, Url
+
+app = typer.Typer(no_args_is_help=True, help="See and roll back model versions.")
+
+
+@app.command("list")
+def list_models(url: Url = None, key: Key = None) -> None:
+    """Versions that this key may use, newest first."""
+    with open_api(url, key) as api:
+        cards = api.get("/v1/models")["data"]
+    table = Table("model", "alias", "made from", "created")
+    for card in cards:
+        created = (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(card["created"])) if card.get("created") else ""
+        )
+        table.add_row(card["id"], ", ".join(card.get("alias") or []), card.get("parent") or "", created)
+    open_console().print(
+        table if cards else "There is no promoted version yet. `vcllm jobs create --recipe NAME` trains one."
+    )
+
+
+@app.command()
+def rollback(
+    role: Annotated[str, typer.Option(help="attacker, actor or critic.")] = "actor",
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Serve the previous version again. Needs a key with the scope models:promote."""
+    with open_api(url, key) as api:
+        reply = api.post("/v1/models/rollback", {"role": role})
+    open_console().print(
+        f"{role}: {reply['current']} is current again, instead of {reply['previous']}.", highlight=False
+    )

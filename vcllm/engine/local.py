@@ -1,0 +1,146 @@
+"""The local engine: one thread steps the batch, any number of asyncio tasks wait for their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import Sequence
+
+from vcllm.contracts.chat import Sampling
+from vcllm.contracts.problems import BadRequest, Unavailable
+from vcllm.engine.engine import Batch
+from vcllm.engine.load import Loaded
+from vcllm.engine.prefill import Limits
+from vcllm.engine.prompts import encode, prompt_text, stop_ids
+from vcllm.engine.protocol import Answers, Conversation
+from vcllm.engine.scoring import score
+from vcllm.engine.sequence import Request, new_request
+from vcllm.engine.stream import LocalGeneration, fail, gather, hand_over
+
+log = logging.getLogger(__name__)
+
+UNLOADED = "This model version has been unloaded. Ask again."
+REST_AFTER_S = 10.0
+"""An idle engine keeps the memory of its cache this long."""
+ENCODED_HERE = 4000
+"""Characters up to which a conversation is encoded in the event loop; more would hold up the others."""
+
+
+class LocalEngine:
+    """One loaded model behind the `Engine` protocol."""
+
+    def __init__(
+        self, loaded: Loaded, limits: Limits | None = None, *, default_max_tokens: int = 512
+    ) -> None:
+        self.loaded = loaded
+        self.limits = limits or Limits()
+        self.default_max_tokens = default_max_tokens
+        self.batch = Batch(loaded.model, stop_ids(loaded.model, loaded.tokenizer), self.limits)
+        """Touched by the engine's thread only; others may read its counts."""
+        self._inbox: list[Request] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def generate(self, conversation: Conversation, sampling: Sampling, n: int = 1) -> LocalGeneration:
+        """Begin n answers, which the caller must `cancel` in the end; BadRequest when they cannot fit."""
+        [generation] = await self._begin([conversation], sampling, n, eager=True)
+        return generation
+
+    async def complete(
+        self, conversations: Sequence[Conversation], sampling: Sampling, n: int = 1
+    ) -> list[Answers]:
+        """Whole answers to many conversations, in order; number i is seeded with `sampling.seed + i`."""
+        generations = await self._begin(conversations, sampling, n, eager=False)
+        try:
+            return [await gather(generation, n) for generation in generations]
+        finally:
+            for generation in generations:
+                generation.cancel()
+
+    async def score(self, conversation: Conversation, continuations: Sequence[str]) -> list[float]:
+        """Summed log-probability of each continuation as the assistant's next words."""
+        prompt = prompt_text(self.loaded.tokenizer, conversation)
+        return await asyncio.to_thread(score, self.loaded.model, self.loaded.tokenizer, prompt, continuations)
+
+    def close(self) -> None:
+        """Stop after the step under way; whatever still runs fails."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    async def _begin(
+        self, conversations: Sequence[Conversation], sampling: Sampling, n: int, *, eager: bool
+    ) -> list[LocalGeneration]:
+        generations = []
+        for i, prompt in enumerate(await self._prompts(conversations)):
+            generation = LocalGeneration(self.loaded.tokenizer, sampling, n, eager=eager)
+            generation.request = new_request(
+                prompt,
+                self._max_tokens(len(prompt), n, sampling.max_tokens),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=secrets.randbits(63) if sampling.seed is None else sampling.seed + i,
+                n=n,
+                urgent=len(conversations) == 1,
+                owner=generation,
+            )
+            generations.append(generation)
+        self._submit([generation.request for generation in generations])
+        return generations
+
+    async def _prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        size = sum(len(message.content) for conversation in conversations for message in conversation)
+        if size <= ENCODED_HERE:
+            return self._encode(conversations)
+        return await asyncio.to_thread(self._encode, conversations)
+
+    def _encode(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        tokenizer = self.loaded.tokenizer
+        return encode(tokenizer, [prompt_text(tokenizer, conversation) for conversation in conversations])
+
+    def _max_tokens(self, num_prompt_tokens: int, n: int, asked: int | None) -> int:
+        """What was asked for, which must fit; the default is cut to what fits."""
+        if n > self.limits.max_rows:
+            raise BadRequest(f"At most {self.limits.max_rows} answers are written at a time.", param="n")
+        limit, wanted = min(self.loaded.context, self.limits.max_tokens // n), asked or 1
+        if num_prompt_tokens + wanted > limit:
+            raise BadRequest(
+                f"The messages have {num_prompt_tokens} tokens and {wanted} more are asked for, but this "
+                f"model takes {limit} together. Shorten the messages or lower max_tokens.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return asked or min(self.default_max_tokens, limit - num_prompt_tokens)
+
+    def _submit(self, requests: list[Request]) -> None:
+        with self._wake:
+            if self._closed:
+                raise Unavailable(UNLOADED)
+            self._inbox.extend(requests)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        """The engine's thread."""
+        while self._collect():
+            try:
+                hand_over(self.batch.step())
+            except Exception:
+                log.exception("A step of the engine failed; the requests in it are given up.")
+                fail(self.batch.clear(), Unavailable("The model failed on this request. Try again."))
+        fail([*self.batch.clear(), *self._inbox], Unavailable(UNLOADED))
+
+    def _collect(self) -> bool:
+        """Take in what has arrived; sleep while there is nothing to do. False: closed."""
+        with self._wake:
+            while not (self._inbox or self._closed) and self.batch.idle:
+                if not self._wake.wait(REST_AFTER_S):
+                    self.batch.rest()
+            for request in self._inbox:
+                self.batch.add(request)
+            self._inbox.clear()
+            return not self._closed

@@ -1,0 +1,30 @@
+"""The API key of whoever sits at this machine: made once, kept under `var/secrets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import SecretStr
+from redis import Redis
+
+from vcllm.contracts.keys import Scope
+from vcllm.contracts.problems import Unauthenticated
+from vcllm.launch.credentials import DEMO_KEY, read_secret, write_secret
+from vcllm.stores.api_keys import KeyStore
+
+SCOPES = [Scope.CHAT, Scope.JOBS_READ, Scope.JOBS_WRITE]
+
+
+def local_key(home: Path, redis: Redis, pepper: SecretStr) -> str:
+    """The kept key where the store still knows it, else a new one."""
+    store = KeyStore(redis, pepper)
+    key = read_secret(home, DEMO_KEY)
+    if key is not None:
+        try:
+            store.find(key)
+            return key
+        except Unauthenticated:
+            pass  # Redis was emptied, or the pepper changed: the old key opens nothing any more
+    key, _ = store.create("this machine", SCOPES)
+    write_secret(home, DEMO_KEY, key)
+    return key

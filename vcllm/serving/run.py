@@ -1,0 +1,100 @@
+"""Runs one model server as a process: its checks before the start, its port, its drain."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+from transformers.utils import logging as transformers_logging
+
+from vcllm.serving.settings import ServerSettings
+from vcllm.settings import Settings
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TOKEN_MISSING = "The internal token is empty. Set VCLLM_INTERNAL_TOKEN to a long random string."
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+class CannotStart(Exception):
+    """A sentence for the operator."""
+
+
+def run_server(server_settings: type[S], create_app: Callable[[S, Settings], FastAPI]) -> int:
+    """Serve until SIGTERM or SIGINT, then finish what runs; the exit code.
+
+    Configured by the environment; prints one sentence when it cannot start.
+    """
+    try:
+        server, shared = read_settings(server_settings)
+        check_device(server)
+        listening = listen(server)
+    except CannotStart as sentence:
+        print(sentence, file=sys.stderr)
+        return 1
+    logging.basicConfig(level=shared.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    transformers_logging.disable_progress_bar()
+    if server.threads:
+        torch.set_num_threads(server.threads)
+    config = uvicorn.Config(
+        create_app(server, shared),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(server.drain_s),
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+    return 0
+
+
+def read_settings(server_settings: type[S]) -> tuple[S, Settings]:
+    """The server's own settings and the shared ones, complete."""
+    try:
+        server, shared = server_settings(), Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        whose = server_settings if error.title == server_settings.__name__ else Settings
+        variable = variable_of(whose, str(first["loc"][0]))
+        raise CannotStart(f"{variable}={first['input']} cannot be used: {first['msg']}.") from error
+    if not shared.internal_token.get_secret_value():
+        raise CannotStart(TOKEN_MISSING)
+    return server, shared
+
+
+def check_device(server: ServerSettings) -> None:
+    """Find out now, not when the first version is loaded."""
+    try:
+        torch.empty(0, device=server.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CannotStart(
+            f"{variable_of(type(server), 'device')}={server.device} cannot be used: {reason}"
+        ) from error
+
+
+def listen(server: ServerSettings) -> socket.socket:
+    """The server's port, taken."""
+    listening = socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((server.host, server.port))
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        where, variable = f"{server.host}:{server.port}", variable_of(type(server), "port")
+        sentence = f"Cannot listen on {where}: {error.strerror}. Set {variable} to a free port."
+        raise CannotStart(sentence) from error
+    return listening
+
+
+def variable_of(settings: type[BaseSettings], field: str) -> str:
+    """The environment variable of a setting."""
+    return f"{settings.model_config.get('env_prefix', '')}{field}".upper()

@@ -1,0 +1,43 @@
+"""Settings every model server has; each gives them its own environment prefix."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServerSettings(BaseSettings):
+    """Where a model server listens and what it may use."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=0, le=65535)
+    device: str = "cpu"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: float32 on a CPU, bfloat16 on an accelerator."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the model's arithmetic; None: torch decides."""
+    max_waiting: int = Field(default=2048, ge=1)
+    """Answers waiting or running, over all requests; more are refused with 429."""
+    max_loaded: int = Field(default=3, ge=1)
+    """Versions kept in memory, the current one included; one more while versions change."""
+    poll_s: float = Field(default=0.5, gt=0)
+    """How often the aliases are looked at."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """How long running requests may take to finish after SIGTERM."""
+
+
+class WriterSettings(ServerSettings):
+    """Of a server whose model writes."""
+
+    max_rows: int = Field(default=256, ge=1)
+    """Answers written at the same time."""
+    cache_gib: float = Field(default=4.0, gt=0)
+    """Memory for the keys and values of one version; bounds rows times the positions of the longest."""
+    prefill_tokens: int = Field(default=512, ge=1)
+    """Prompt tokens read per step while streams run; smaller keeps them smoother under long prompts."""
+    default_max_tokens: int = Field(default=256, ge=1)
+    """For requests that name no limit."""

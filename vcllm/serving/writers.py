@@ -1,0 +1,48 @@
+"""The engine behind a role whose model writes, and what a scrape is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from vcllm.engine.cache import bytes_per_token
+from vcllm.engine.load import Loaded
+from vcllm.engine.local import LocalEngine
+from vcllm.engine.prefill import Limits
+from vcllm.serving.pool import VersionPool
+from vcllm.serving.settings import WriterSettings
+
+
+def writer(server: WriterSettings) -> Callable[[Loaded], LocalEngine]:
+    """Makes engines with this server's limits."""
+
+    def make(loaded: Loaded) -> LocalEngine:
+        bytes_each = bytes_per_token(loaded.model.config.get_text_config(), loaded.model.dtype)
+        limits = Limits(
+            max_rows=server.max_rows,
+            max_tokens=int(server.cache_gib * 2**30) // bytes_each,
+            prefill_tokens=server.prefill_tokens,
+        )
+        return LocalEngine(loaded, limits, default_max_tokens=server.default_max_tokens)
+
+    return make
+
+
+class EngineCollector(Collector):
+    """Reads the engines when asked."""
+
+    def __init__(self, pool: VersionPool[LocalEngine]) -> None:
+        self.pool = pool
+
+    def collect(self) -> Iterator[Metric]:
+        rows = GaugeMetricFamily("vc_engine_rows", "Answers being written.", labels=("version",))
+        waiting = GaugeMetricFamily("vc_engine_waiting", "Requests not begun.", labels=("version",))
+        tokens = CounterMetricFamily("vc_engine_tokens", "Tokens written since loading.", labels=("version",))
+        for held in self.pool.held:
+            batch = held.model.batch
+            rows.add_metric((held.version,), len(batch.rows))
+            waiting.add_metric((held.version,), len(batch.waiting))
+            tokens.add_metric((held.version,), batch.num_tokens)
+        yield from (rows, waiting, tokens)
