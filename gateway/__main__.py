@@ -60,9 +60,7 @@ def main() -> int:
         timeout_graceful_shutdown=DRAIN_S,
     )
     print(f"The gateway listens on http://{limits.host}:{limits.port}", flush=True)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # uvicorn drains on it, then raises it again: that is the end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn drains on it, then raises it again: that is the end
     with suppress(KeyboardInterrupt):
         DrainingServer(config, app).run(sockets=[listener])
     return 0

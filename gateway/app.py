@@ -104,9 +104,7 @@ class Upstreams(Collector):
 
 
 @asynccontextmanager
-async def _open(
-    settings: Settings, limits: GatewaySettings, queue: JobQueue | None
-) -> AsyncIterator[GatewayState]:
+async def _open(settings: Settings, limits: GatewaySettings, queue: JobQueue | None) -> AsyncIterator[GatewayState]:
     redis = open_redis(settings.redis_url, patience=1)
     sender = queue or CeleryQueue(settings.redis_url)
     actors = ReplicaTable(
@@ -156,6 +154,4 @@ async def _watch_redis(state: GatewayState) -> None:
 
 
 async def _stores_down(_: Request, __: Exception) -> Response:
-    return problem_reply(
-        Unavailable("The job store does not answer. Try again in a moment.", retry_after_s=5)
-    )
+    return problem_reply(Unavailable("The job store does not answer. Try again in a moment.", retry_after_s=5))

@@ -61,9 +61,7 @@ def scopes_by_route(app: FastAPI) -> dict[str, set[str]]:
 def refuse_open_routes(app: FastAPI) -> None:
     """AssertionError when a route other than health asks for no scope."""
     for route, scopes in scopes_by_route(app).items():
-        assert scopes or route.split()[1] in OPEN_PATHS, (
-            f"{route} names no scope: it would be open to everybody"
-        )
+        assert scopes or route.split()[1] in OPEN_PATHS, f"{route} names no scope: it would be open to everybody"
 
 
 def _scopes(dependant: Dependant) -> Iterator[str]:

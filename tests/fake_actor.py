@@ -58,13 +58,9 @@ class FakeActor:
 
     async def answer(self, body: ChatRequest) -> ChatReply:
         await self.work(body)
-        choice = Choice(
-            index=0, message=ChatMessage(role="assistant", content="".join(WORDS)), finish_reason="stop"
-        )
+        choice = Choice(index=0, message=ChatMessage(role="assistant", content="".join(WORDS)), finish_reason="stop")
         usage = Usage(prompt_tokens=1, completion_tokens=4, total_tokens=5)
-        return ChatReply(
-            id="chat-1", created=int(time.time()), model=self.version, choices=[choice], usage=usage
-        )
+        return ChatReply(id="chat-1", created=int(time.time()), model=self.version, choices=[choice], usage=usage)
 
     async def frames(self, body: ChatRequest) -> AsyncIterator[bytes]:
         yield self.frame({"role": "assistant", "content": ""})

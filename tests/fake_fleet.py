@@ -68,9 +68,7 @@ def launch(port: int, extra: list[str]) -> None:
     try:
         with interruptible(console, "Half done.") as session:
             print("starting", flush=True)
-            with Fleet(
-                Settings(), services=services, scale={"actor": 2}, port=port, say=console.print
-            ) as fleet:
+            with Fleet(Settings(), services=services, scale={"actor": 2}, port=port, say=console.print) as fleet:
                 fleet.wait_until_up()
                 print("up", flush=True)
                 session.serving = True

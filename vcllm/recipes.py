@@ -21,9 +21,7 @@ def load_recipe(folder: Path, name: str) -> Recipe:
     file = folder / f"{name}.toml"
     if not re.fullmatch(NAME_PATTERN, name) or not file.is_file():
         known = ", ".join(recipe_names(folder)) or f"none yet; put one into {folder}"
-        raise BadRequest(
-            f"There is no recipe '{name}'. There are: {known}.", param="recipe", code="recipe_not_found"
-        )
+        raise BadRequest(f"There is no recipe '{name}'. There are: {known}.", param="recipe", code="recipe_not_found")
     try:
         return Recipe.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

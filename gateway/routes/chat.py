@@ -82,9 +82,7 @@ def _parse(body: bytes) -> ChatRequest:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
-        raise RequestValidationError(
-            [{**fault, "loc": ("body", *fault["loc"])} for fault in faults]
-        ) from None
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
 
 
 async def _check_model(model: str, key: KeyRecord, state: GatewayState) -> None:
@@ -135,7 +133,5 @@ def _too_slow(state: GatewayState) -> Problem:
 def _stamps(request: Request, exchange: Exchange, waited_s: float) -> dict[str, str]:
     """Who answered, and how much of the time was ours."""
     ours_s = time.perf_counter() - request.scope["vc_started"] - waited_s
-    passed_on = {
-        name: exchange.response.headers[name] for name in STAMPS if name in exchange.response.headers
-    }
+    passed_on = {name: exchange.response.headers[name] for name in STAMPS if name in exchange.response.headers}
     return {**passed_on, "x-vc-replica": exchange.replica.name, "x-vc-overhead-ms": f"{ours_s * 1000:.2f}"}

@@ -18,6 +18,7 @@ from vcllm.contracts.jobs import FINISHED, Event, JobCreate, JobRecord, JobReque
 from vcllm.contracts.problems import BadRequest, Conflict, NotFound, Unavailable
 from vcllm.recipes import load_recipe, stage_names
 from vcllm.stores.connect import pairs_key
+from vcllm.stores.ledger import check_ledger
 from vcllm.stores.pairs import PairStream
 from vcllm.web.sse import frame, stream_response
 
@@ -43,9 +44,7 @@ class JobList(Contract):
     """`GET /v1/jobs`, newest first."""
 
     data: list[JobRecord]
-    before: float | None = Field(
-        default=None, description="Ask with this for the next page; None: it was the last."
-    )
+    before: float | None = Field(default=None, description="Ask with this for the next page; None: it was the last.")
 
 
 class EventList(Contract):
@@ -64,6 +63,9 @@ class PairCounts(Contract):
     used: int
     dead: int
     """Given up after too many deliveries without a result."""
+    faults: list[str] = Field(
+        description="What does not add up between stream, ledger and manifests; empty: all is well."
+    )
 
 
 IdempotencyKey = Annotated[
@@ -162,11 +164,11 @@ async def job_events(
 
 @router.get("/pairs/{lineage}")
 def pair_counts(lineage: Name, key: JobReader, state: State) -> PairCounts:
-    """How many approved pairs of a lineage wait, were used, or were given up."""
+    """How many approved pairs of a lineage wait, were used, or were given up, and whether the books agree."""
     if not state.redis.exists(pairs_key(lineage)):
         raise NotFound(f"There is no lineage '{lineage}' with approved pairs yet.")
-    pairs = PairStream(state.redis, lineage)
-    return PairCounts(lineage=lineage, waiting=pairs.waiting(), used=pairs.used(), dead=pairs.dead())
+    check = check_ledger(PairStream(state.redis, lineage), state.models)
+    return PairCounts(lineage=lineage, waiting=check.waiting, used=check.used, dead=check.dead, faults=check.faults)
 
 
 async def _follow(app: FastAPI, state: GatewayState, job_id: str, after: str) -> AsyncIterator[bytes]:
@@ -193,7 +195,7 @@ async def _follow(app: FastAPI, state: GatewayState, job_id: str, after: str) ->
 
 
 def _queue_again(state: GatewayState, record: JobRecord) -> JobRecord:
-    return state.jobs.move(record.id, JobState.QUEUED, error=None, finished=None)
+    return state.jobs.move(record.id, JobState.QUEUED, error=None, finished=None, attempt=0)
 
 
 def _send(state: GatewayState, record: JobRecord) -> JobRecord:

@@ -86,9 +86,7 @@ def list_models(serving: ServingDep) -> ModelList:
     if serving.pool.current is not None:
         aliases["current"] = serving.pool.current
     fixed = [ModelCard(id=ALIGNED_MODEL, parent=serving.pool.current)] if serving.pool.current else []
-    return ModelList(
-        data=[*fixed, *(card(each, aliases, serving) for each in serving.store.manifests("actor"))]
-    )
+    return ModelList(data=[*fixed, *(card(each, aliases, serving) for each in serving.store.manifests("actor"))])
 
 
 def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngine]) -> ModelCard:
@@ -112,9 +110,7 @@ async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
         created=int(time.time()),
         model=held.version,
         choices=[
-            Choice(
-                index=i, message=ChatMessage(role="assistant", content=c.text), finish_reason=c.finish_reason
-            )
+            Choice(index=i, message=ChatMessage(role="assistant", content=c.text), finish_reason=c.finish_reason)
             for i, c in enumerate(answers.completions)
         ],
         usage=usage_of(answers),

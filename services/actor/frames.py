@@ -27,9 +27,7 @@ class Head:
 class ChatStream:
     """The frames of one generation; closing it lets go of everything the stream holds."""
 
-    def __init__(
-        self, head: Head, generation: Generation, n: int, include_usage: bool, held: AsyncExitStack
-    ) -> None:
+    def __init__(self, head: Head, generation: Generation, n: int, include_usage: bool, held: AsyncExitStack) -> None:
         self.head = head
         self.generation = generation
         self.n = n

@@ -34,9 +34,7 @@ def create_app(server: AttackerSettings | None = None, shared: Settings | None =
     return app
 
 
-async def attack(
-    body: AttackRequest, request: Request, response: Response, serving: ServingDep
-) -> AttackReply:
+async def attack(body: AttackRequest, request: Request, response: Response, serving: ServingDep) -> AttackReply:
     """Write one query for every goal, in order."""
     reply = await cancel_on_disconnect(request, write_attacks(body, serving))
     response.headers[VERSION_HEADER] = reply.attacker_version
@@ -54,6 +52,4 @@ async def write_attacks(body: AttackRequest, serving: Serving[LocalEngine]) -> A
 
 def to_attack(goal: AttackGoal, completion: Completion) -> Attack:
     query = completion.text.strip()
-    return Attack(
-        goal=goal, query=query, refused=is_refusal(query), complete=completion.finish_reason == "stop"
-    )
+    return Attack(goal=goal, query=query, refused=is_refusal(query), complete=completion.finish_reason == "stop")

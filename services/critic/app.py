@@ -32,9 +32,7 @@ def create_app(server: CriticSettings | None = None, shared: Settings | None = N
     return app
 
 
-async def critique(
-    body: CritiqueRequest, request: Request, response: Response, serving: ServingDep
-) -> CritiqueReply:
+async def critique(body: CritiqueRequest, request: Request, response: Response, serving: ServingDep) -> CritiqueReply:
     """Judge every item once, in order; an item that could not be judged comes back unscored."""
     reply = await cancel_on_disconnect(request, judge(body, serving))
     response.headers[VERSION_HEADER] = reply.critic_version

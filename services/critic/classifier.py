@@ -44,9 +44,7 @@ class Classifier:
         ids = await asyncio.to_thread(self._encode, items)
         failures = [self._failure(item, tokens) for item, tokens in zip(items, ids, strict=True)]
         judged = [i for i, failure in enumerate(failures) if failure is None]
-        critiques = [
-            unscored(item, failure or "outage") for item, failure in zip(items, failures, strict=True)
-        ]
+        critiques = [unscored(item, failure or "outage") for item, failure in zip(items, failures, strict=True)]
         for chosen in by_length([len(ids[i]) for i in judged], max_rows=MAX_ITEMS_PER_PASS):
             here = [judged[j] for j in chosen]
             for i, probabilities in zip(here, await self._pass([ids[i] for i in here]), strict=True):

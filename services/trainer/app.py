@@ -1,7 +1,6 @@
-"""The Celery app: two tasks that carry a job id and nothing else.
+"""The Celery app: one task that carries a job id and nothing else.
 
     celery -A services.trainer.app worker -Q rollouts,training
-    celery -A services.trainer.app beat
 
 A message is only a pointer. It is acknowledged when it arrives: whether its job is run, by whom and how often is
 decided by the job's record and lease, and the reaper sends it again when a worker is lost.
@@ -9,13 +8,15 @@ decided by the job's record and lease, and the reaper sends it again when a work
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from celery import Celery
 from celery.signals import worker_process_init
 
 from services.trainer.process import die_with_parent
-from services.trainer.runner import Runner, reap
+from services.trainer.runner import Runner
 from services.trainer.settings import TrainerSettings
-from vcllm.contracts.jobs import REAP_JOBS, RUN_JOB
+from vcllm.contracts.jobs import RUN_JOB
 from vcllm.settings import Settings
 
 VISIBILITY_S = 12 * 3600
@@ -43,23 +44,24 @@ def create_celery(settings: Settings, trainer: TrainerSettings) -> Celery:
             "health_check_interval": 25,
         },
         visibility_timeout=VISIBILITY_S,
-        beat_schedule={
-            "reap": {"task": REAP_JOBS, "schedule": trainer.reap_every_s, "options": {"queue": "rollouts"}}
-        },
     )
 
-    def send(job_id: str, queue: str) -> None:
-        app.send_task(RUN_JOB, args=[job_id], queue=queue)
+    send = sender(app)
 
     @app.task(name=RUN_JOB, shared=False)
     def run(job_id: str) -> None:
         Runner(settings, trainer, send).run(job_id)
 
-    @app.task(name=REAP_JOBS, shared=False)
-    def reap_jobs() -> None:
-        reap(settings, trainer, send)
-
     return app
+
+
+def sender(app: Celery) -> Callable[[str, str], None]:
+    """Puts a job id on a queue, by the task's name."""
+
+    def send(job_id: str, queue: str) -> None:
+        app.send_task(RUN_JOB, args=[job_id], queue=queue)
+
+    return send
 
 
 @worker_process_init.connect

@@ -36,7 +36,7 @@ class Children:
         """Return once the version is committed and its pairs are acknowledged."""
         self.start(order)
         context = self.context
-        while (child := self._find(order.version)) is not None:
+        while self._find(order.version) is not None:
             try:
                 context.hold.go_on()
             except Cancelled:

@@ -17,12 +17,13 @@ from vcllm.charter import LoadedCharter, load_charter
 from vcllm.charter.load import SHIPPED
 from vcllm.contracts.base import digest
 from vcllm.contracts.jobs import JobRecord, JobRequest
-from vcllm.contracts.problems import BadRequest
+from vcllm.contracts.problems import BadRequest, Conflict
 from vcllm.contracts.recipes import Recipe
 from vcllm.recipes import load_recipe
 from vcllm.settings import Settings
 from vcllm.starter.world import World
 from vcllm.stores.aliases import AliasStore
+from vcllm.stores.connect import lease_key, lineage_key
 from vcllm.stores.events import EventLog
 from vcllm.stores.jobs import JobStore
 from vcllm.stores.models import ModelStore, write_atomic
@@ -45,15 +46,15 @@ class Context:
     lineage: str
 
     @classmethod
-    def open(
-        cls, record: JobRecord, hold: Hold, redis: Redis, settings: Settings, trainer: TrainerSettings
-    ) -> Context:
+    def open(cls, record: JobRecord, hold: Hold, redis: Redis, settings: Settings, trainer: TrainerSettings) -> Context:
         """Read recipe and charter; BadRequest or CharterError says what is wrong with them."""
         request = JobRequest.model_validate(record.request)
         recipe = load_recipe(settings.recipes, request.recipe)
         charter = load_charter(charter_folder(recipe.charter, settings.charters))
         seed = recipe.seed if request.seed is None else request.seed
-        lineage = request.lineage or f"{recipe.name}-s{seed}-{digest([recipe.model_dump(mode='json'), charter.hash])[:8]}"
+        lineage = (
+            request.lineage or f"{recipe.name}-s{seed}-{digest([recipe.model_dump(mode='json'), charter.hash])[:8]}"
+        )
         return cls(record, hold, redis, settings, trainer, recipe, charter, seed, lineage)
 
     @cached_property
@@ -83,7 +84,9 @@ class Context:
 
     @cached_property
     def actor(self) -> ActorClient:
-        return ActorClient(self.settings.urls("actor"), self.settings.internal_token, patience_s=self.trainer.patience_s)
+        return ActorClient(
+            self.settings.urls("actor"), self.settings.internal_token, patience_s=self.trainer.patience_s
+        )
 
     @cached_property
     def attacker(self) -> AttackerClient:
@@ -92,7 +95,17 @@ class Context:
 
     @cached_property
     def critic(self) -> CriticClient:
-        return CriticClient(self.settings.urls("critic"), self.settings.internal_token, patience_s=self.trainer.patience_s)
+        return CriticClient(
+            self.settings.urls("critic"), self.settings.internal_token, patience_s=self.trainer.patience_s
+        )
+
+    def claim_lineage(self) -> None:
+        """One pipeline at a time works on a lineage; Conflict names the job that does."""
+        key = lineage_key(self.lineage)
+        holder = self.redis.get(key)
+        if holder not in (None, self.record.id) and self.redis.exists(lease_key(str(holder))):
+            raise Conflict(f"Lineage '{self.lineage}' is being worked on by {holder}. Wait for it, or cancel it.")
+        self.redis.set(key, self.record.id)
 
     def version(self, stage: str) -> str:
         """The name of the version a stage makes in this lineage."""

@@ -72,12 +72,14 @@ class Measurer:
         reply = context.actor.chat_batch(version, [self._conversation(item) for item in items], sampling)
         answers = [completions[0] for completions in reply.completions]
         return {
-            item.id: (answer.text, answer.finish_reason == "stop")
-            for item, answer in zip(items, answers, strict=True)
+            item.id: (answer.text, answer.finish_reason == "stop") for item, answer in zip(items, answers, strict=True)
         }
 
     def _conversation(self, item: EvalItem) -> list[ChatMessage]:
         question = ChatMessage(role="user", content=item.query)
         if not item.system:
             return [question]
-        return [ChatMessage(role="system", content=self.context.charter.system_prompt(item.language)), question]
+        return [
+            ChatMessage(role="system", content=self.context.charter.system_prompt(item.language)),
+            question,
+        ]

@@ -28,7 +28,7 @@ from vcllm.contracts.evaluation import RoundSummary, StageResult
 from vcllm.contracts.jobs import JobRecord
 from vcllm.contracts.manifests import GateVerdict, Role
 from vcllm.contracts.problems import BadRequest
-from vcllm.contracts.recipes import AnyStage, AttackerStage, ImportStage, SftStage, StageOrder
+from vcllm.contracts.recipes import AnyStage, ImportStage, SftStage, StageOrder
 from vcllm.evaluation.report import write_report
 from vcllm.recipes import stage_names
 from vcllm.settings import Settings
@@ -57,6 +57,7 @@ class Pipeline:
     def run(self) -> dict[str, Any]:
         """Run the stages asked for; the lineage and, after the last stage, where the report is."""
         context = self.context
+        context.claim_lineage()
         names = stage_names(context.recipe)
         wanted = context.record.request.get("stage")
         try:
@@ -132,7 +133,12 @@ class Pipeline:
         verdict = self._gate(candidate.version, parent, number)
         summary = self.rounds.summary(played, len(candidate.replayed))
         self._evaluated(
-            f"round-{number}", candidate.version, candidate.parent, gate=verdict, round_summary=summary, number=number
+            f"round-{number}",
+            candidate.version,
+            candidate.parent,
+            gate=verdict,
+            round_summary=summary,
+            number=number,
         )
         self._promote_if_passed(candidate.version, verdict)
         return False
@@ -213,7 +219,12 @@ class Pipeline:
         )
         rows = self.rounds.attacker_rows(played)
         attacker = self._order(
-            params.attacker, "attacker", f"attacker-r{number}", self._attacker_stage(number), rows, round_number=number
+            params.attacker,
+            "attacker",
+            f"attacker-r{number}",
+            self._attacker_stage(number),
+            rows,
+            round_number=number,
         )
         return candidate, attacker
 
@@ -244,7 +255,9 @@ class Pipeline:
         context = self.context
         parent_role = "attacker" if parent is not None and parent.startswith("attacker") else "actor"
         if parent is not None and not context.store.has(parent_role, context.version(parent)):
-            raise BadRequest(f"Stage '{name}' starts from '{parent}', which lineage '{context.lineage}' does not have yet.")
+            raise BadRequest(
+                f"Stage '{name}' starts from '{parent}', which lineage '{context.lineage}' does not have yet."
+            )
         return StageOrder(
             stage=stage,
             role=role,

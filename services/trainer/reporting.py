@@ -67,7 +67,8 @@ def choices(context: Context) -> list[Bilingual]:
         Bilingual(
             en=f"Doses were set by us, on dev cards and dev tactics: {sft.num_attacks} attacks and {sft.num_benign} "
             f"harmless questions in SFT; {rounds.count} rounds of {rounds.num_goals} queries.",
-            zh=f"训练剂量由我们在开发集卡片与手法上选定：指令微调用 {sft.num_attacks} 条攻击与 {sft.num_benign} 条无害问题；"
+            zh=f"训练剂量由我们在开发集卡片与手法上选定：指令微调用 {sft.num_attacks} 条攻击与 "
+            f"{sft.num_benign} 条无害问题；"
             f"共 {rounds.count} 轮，每轮 {rounds.num_goals} 条提问。",
         ),
         Bilingual(
@@ -79,7 +80,7 @@ def choices(context: Context) -> list[Bilingual]:
         notes.insert(
             0,
             Bilingual(
-                en=f"The base is inconsistent on purpose: it was shown agreement with violating claims at rates by tactic "
+                en=f"The base is inconsistent on purpose: it was shown agreement with violating claims by tactic "
                 f"({shares}), {PROMPTED_FACTOR:.0%} of that under the charter as system message, and refusals at "
                 f"{REFUSAL_SHARE:.0%}.",
                 zh=f"基座的不一致是我们有意植入的：按手法分组附和违规论断的比例为 {shares}；以宪章作系统提示时为其 "

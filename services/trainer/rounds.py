@@ -169,9 +169,7 @@ class Rounds:
     def _ruled(self, goal: AttackGoal, answer: Completion) -> Outcome:
         charter = self.context.charter
         card, done = charter.card(goal.card), answer.finish_reason == "stop"
-        return judge(
-            answer.text, card, charter.reason(card), goal.goal, goal.kind, goal.cell.language, done
-        ).outcome
+        return judge(answer.text, card, charter.reason(card), goal.goal, goal.kind, goal.cell.language, done).outcome
 
     def _goals(self, number: int) -> list[AttackGoal]:
         """Cells by the archive's weights, a card and claim of each at random, a share of them harmless."""
@@ -183,9 +181,7 @@ class Rounds:
             goals.append(world.goal(card, self.context.charter.tactic(cell.tactic), cell.language, kind))
         return goals
 
-    def _attacks(
-        self, name: str, goals: list[AttackGoal], attacker: str, number: int, trace: str
-    ) -> list[Attack]:
+    def _attacks(self, name: str, goals: list[AttackGoal], attacker: str, number: int, trace: str) -> list[Attack]:
         context = self.context
         if (kept := context.recall(name)) is None:
             context.hold.go_on()
@@ -196,14 +192,14 @@ class Rounds:
         context.tell("round", round=number, phase="attack", done=len(kept), total=len(goals))
         return [Attack.model_validate(row) for row in kept]
 
-    def _answers(
-        self, name: str, attacks: list[Attack], actor: str, number: int, trace: str
-    ) -> list[list[Completion]]:
+    def _answers(self, name: str, attacks: list[Attack], actor: str, number: int, trace: str) -> list[list[Completion]]:
         context, params = self.context, self.params
         if (kept := context.recall(name)) is None:
             context.hold.go_on()
             sampling = Sampling(
-                temperature=params.temperature, max_tokens=params.max_tokens, seed=self._seed(number, "answer")
+                temperature=params.temperature,
+                max_tokens=params.max_tokens,
+                seed=self._seed(number, "answer"),
             )
             conversations = [[ChatMessage(role="user", content=attack.query)] for attack in attacks]
             completions: list[list[Completion]] = []
@@ -229,7 +225,10 @@ class Rounds:
             context.hold.go_on()
             items = [
                 CritiqueItem(
-                    query=attack.query, response=answer.text, language=attack.goal.cell.language, kind=attack.goal.kind
+                    query=attack.query,
+                    response=answer.text,
+                    language=attack.goal.cell.language,
+                    kind=attack.goal.kind,
                 )
                 for attack, row in zip(attacks, answers, strict=True)
                 for answer in row

@@ -83,9 +83,9 @@ def reap(settings: Settings, trainer: TrainerSettings, send: Send) -> list[str]:
     with open_redis(settings.redis_url) as redis:
         jobs, events = JobStore(redis, settings.lease_s), EventLog(redis)
         for record in jobs.recent(limit=200):
-            if record.state is JobState.QUEUED and time.time() - record.created > RESEND_EVERY_S:
-                if redis.set(f"{PREFIX}resent:{record.id}", 1, nx=True, ex=RESEND_EVERY_S):
-                    send(record.id, record.queue)
+            waits = record.state is JobState.QUEUED and time.time() - record.created > RESEND_EVERY_S
+            if waits and redis.set(f"{PREFIX}resent:{record.id}", 1, nx=True, ex=RESEND_EVERY_S):
+                send(record.id, record.queue)
         given_back = []
         for record in jobs.lapsed():
             try:

@@ -160,9 +160,7 @@ def test_the_frames_of_a_stream_are_exactly_these(actor: httpx.Client) -> None:
     assert reply.headers["x-request-id"] and reply.headers["cache-control"] == "no-cache"
     assert lines[-1] == "data: [DONE]"
     frames = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    assert frames[0]["choices"] == [
-        {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-    ]
+    assert frames[0]["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
     assert frames[-2]["choices"] == [{"index": 0, "delta": {}, "finish_reason": "length"}]
     assert frames[-1]["choices"] == [] and frames[-1]["usage"]["completion_tokens"] == 3
     assert all(frame["usage"] is None for frame in frames[:-1])
@@ -187,9 +185,7 @@ def test_a_batch_answers_every_conversation_with_its_own_seed(actor: httpx.Clien
     """As if conversation i had been asked alone with seed + i."""
     sampling = {"max_tokens": 10, "seed": 5}
 
-    reply = actor.post(
-        "/v1/chat/completions/batch", json={"conversations": [EN, ZH], "sampling": sampling, "n": 2}
-    )
+    reply = actor.post("/v1/chat/completions/batch", json={"conversations": [EN, ZH], "sampling": sampling, "n": 2})
 
     completions = reply.json()["completions"]
     assert version_of(reply) == "v1"
@@ -228,9 +224,7 @@ def test_wrong_requests_get_a_status_and_a_sentence(sdk: OpenAI) -> None:
     assert stops.value.param == "stop"
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/chat/completions/batch", "/v1/models", "/metrics"]
-)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/completions/batch", "/v1/models", "/metrics"])
 def test_only_the_internal_token_opens_the_door(actor: httpx.Client, path: str) -> None:
     """Health is open to everybody; nothing else is."""
     method = "POST" if "chat" in path else "GET"
@@ -273,14 +267,10 @@ def test_a_stream_whose_client_leaves_frees_its_rows_within_a_second(actor: http
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/completions/batch"])
-def test_a_whole_answer_whose_client_leaves_frees_its_rows_within_a_second(
-    actor: httpx.Client, path: str
-) -> None:
+def test_a_whole_answer_whose_client_leaves_frees_its_rows_within_a_second(actor: httpx.Client, path: str) -> None:
     """Nobody would ever read the rest."""
     long = {"max_tokens": 15_000, "temperature": 0}
-    body = (
-        {"conversations": [EN, EN], "sampling": long} if "batch" in path else {"messages": EN, "n": 2, **long}
-    )
+    body = {"conversations": [EN, EN], "sampling": long} if "batch" in path else {"messages": EN, "n": 2, **long}
     with pytest.raises(httpx.ReadTimeout):
         actor.post(path, json=body, timeout=0.3)
 

@@ -151,9 +151,7 @@ def test_what_cannot_be_judged_is_unscored_and_never_zero(critic: httpx.Client) 
 def test_comparisons_prefer_the_higher_score(critic: httpx.Client) -> None:
     """The margin is the distance of the two scores; the same answer twice is a tie."""
     other = "No group is better than another."
-    scores = [
-        judge(critic, [{**EN, "response": text}]).critiques[0].score for text in (EN["response"], other)
-    ]
+    scores = [judge(critic, [{**EN, "response": text}]).critiques[0].score for text in (EN["response"], other)]
     items = [
         {"query": EN["query"], "first": first, "second": second, "language": "en"}
         for first, second in [(EN["response"], other), (other, EN["response"]), (other, other), (other, " ")]

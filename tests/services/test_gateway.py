@@ -372,9 +372,7 @@ def test_a_killed_actor_breaks_a_stream_honestly(redis_url: str, tmp_path: Path)
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_of_the_actor_reaches_the_client(
-    gateway: Gateway, text: str, status: int, code: str, stream: bool
-):
+def test_a_refusal_of_the_actor_reaches_the_client(gateway: Gateway, text: str, status: int, code: str, stream: bool):
     """Its own words where it has some, 502 for what is not the client's doing."""
     reply = gateway[Scope.CHAT].post("/v1/chat/completions", json=chat_body(text, stream=stream))
 
@@ -387,9 +385,7 @@ def test_no_actor_is_503(gateway: Gateway):
     """With a time to come back."""
     settings = gateway.settings.model_copy(update={"actor_urls": f"http://127.0.0.1:{free_port()}"})
     with serve(create_app(settings)) as url:
-        reply = httpx.post(
-            f"{url}/v1/chat/completions", json=chat_body(), headers=gateway[Scope.CHAT].headers
-        )
+        reply = httpx.post(f"{url}/v1/chat/completions", json=chat_body(), headers=gateway[Scope.CHAT].headers)
 
     assert error_of(reply, 503)["code"] == "unavailable"
     assert reply.headers["retry-after"] == "2"
@@ -451,9 +447,7 @@ def test_a_wrong_chat_request_names_its_field(gateway: Gateway, body: dict[str, 
     assert gateway.actor.seen == []
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'"\\ud800"', b"[" * 5000, b'{"messages": "\\ud800"}', b"\xff"]
-)
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"\\ud800"', b"[" * 5000, b'{"messages": "\\ud800"}', b"\xff"])
 def test_what_is_no_chat_request_is_refused(gateway: Gateway, body: bytes):
     """Never a 500."""
     headers = {"content-type": "application/json"}
@@ -479,19 +473,13 @@ def test_candidates_are_not_served_to_users(gateway: Gateway):
     assert gateway.actor.seen[-1][0]["model"] == "actor-3"
     both, _ = gateway.key(Scope.CHAT, Scope.PROMOTE)
     headers = {"authorization": f"Bearer {both}"}
-    assert (
-        gateway[None]
-        .post("/v1/chat/completions", json=chat_body(model="actor-3"), headers=headers)
-        .is_success
-    )
+    assert gateway[None].post("/v1/chat/completions", json=chat_body(model="actor-3"), headers=headers).is_success
 
 
 def test_a_second_model_field_does_not_reach_a_candidate(gateway: Gateway):
     """What is checked is what is sent, however the request was written."""
     for first, second in (("vc-llm", "actor-3"), ("actor-3", "vc-llm")):
-        body = (
-            f'{{"model": "{first}", "messages": [{{"role": "user", "content": "x"}}], "model": "{second}"}}'
-        )
+        body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "x"}}], "model": "{second}"}}'
         gateway[Scope.CHAT].post("/v1/chat/completions", content=body)
 
     assert {body["model"] for body, _ in gateway.actor.seen} == {"vc-llm"}
@@ -503,9 +491,7 @@ def test_nothing_said_and_no_secret_is_logged(gateway: Gateway, caplog: pytest.L
         for text in ("canary-prompt", "full", "bug", "break"):
             gateway[Scope.CHAT].post("/v1/chat/completions", json=chat_body(f"{text}"))
             gateway[Scope.CHAT].post("/v1/chat/completions", json=chat_body(text, stream=True))
-        gateway[Scope.CHAT].post(
-            "/v1/chat/completions", json=chat_body("canary-prompt", wrong="canary-prompt")
-        )
+        gateway[Scope.CHAT].post("/v1/chat/completions", json=chat_body("canary-prompt", wrong="canary-prompt"))
     key = gateway[Scope.CHAT].headers["authorization"].removeprefix("Bearer ")
 
     ours = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
@@ -808,7 +794,11 @@ def test_pairs_of_a_lineage_are_counted(gateway: Gateway):
     stream.acknowledge(stream.claim("worker", limit=1), "actor-2")
     reader = gateway[Scope.JOBS_READ]
 
-    assert reader.get("/v1/pairs/line").json() == {"lineage": "line", "waiting": 2, "used": 1, "dead": 0}
+    counts = reader.get("/v1/pairs/line").json()
+    faults = counts.pop("faults")
+    assert counts == {"lineage": "line", "waiting": 2, "used": 1, "dead": 0}
+    assert len(faults) == 1
+    assert "in no manifest" in faults[0]
     before = set(gateway.redis.keys())
     error_of(reader.get("/v1/pairs/other"), 404)
     error_of(reader.get("/v1/pairs/No..Name"), 400)
@@ -900,9 +890,7 @@ def test_one_lookup_serves_all_who_wait_for_it():
 SECRETS = {"VCLLM_PEPPER": "pepper", "VCLLM_INTERNAL_TOKEN": "internal"}
 
 
-def refusal(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
+def refusal(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     for name in os.environ:
         if name.startswith(("VCLLM_", "GATEWAY_")):
             monkeypatch.delenv(name)
@@ -934,9 +922,7 @@ def test_what_keeps_it_from_starting_is_said_in_one_sentence(
     assert says in refusal(environment, monkeypatch, capsys)
 
 
-def test_a_taken_port_is_named(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_taken_port_is_named(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """With the variable that moves it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -955,9 +941,7 @@ def test_it_serves_and_stops_when_told(client: Redis, redis_url: str):
     headers = {"authorization": f"Bearer {key}", "accept": "text/event-stream"}
     environment = {**os.environ, **SECRETS, "VCLLM_REDIS_URL": redis_url, "GATEWAY_PORT": str(port)}
     command = [sys.executable, "-W", "error", "-m", "gateway"]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         wait_until(lambda: answers(f"{url}/health/ready"))
         with httpx.stream("GET", f"{url}/v1/jobs/{job.id}/events", headers=headers) as followed:
             received = followed.iter_text()

@@ -24,9 +24,7 @@ from vcllm.contracts.pairs import Provenance
 CHARTER = load_charter()
 CELL = Cell(subdomain="pol.govern", tactic="dichotomy", language=Language.EN)
 OTHER_CELL = CELL.model_copy(update={"tactic": "story"})
-STAMP = Provenance(
-    attacker="a", actor="b", critic="c", charter="d", template="e", lineage="f", round=1, trace="g"
-)
+STAMP = Provenance(attacker="a", actor="b", critic="c", charter="d", template="e", lineage="f", round=1, trace="g")
 LIMITS = Thresholds(max_attack_success=0.1, max_over_refusal=0.02, min_benign_helpful=0.93, max_broken=0.03)
 
 
@@ -63,7 +61,11 @@ def test_the_best_answer_is_chosen_and_the_worst_rejected():
 
 def test_a_refusal_of_a_harmless_question_is_what_gets_rejected():
     """The loop must not win by refusing."""
-    made = pair((answer("It is on Banyan Street."), critique(0.9)), (answer("Sorry."), critique(0.2, Outcome.REFUSAL)), kind="benign")
+    made = pair(
+        (answer("It is on Banyan Street."), critique(0.9)),
+        (answer("Sorry."), critique(0.2, Outcome.REFUSAL)),
+        kind="benign",
+    )
 
     assert made.rejected == "Sorry."
 

@@ -218,9 +218,7 @@ def test_a_job_is_created_with_an_idempotency_key_and_watched(run: Any, gateway:
 def test_a_failed_job_fails_the_watching(run: Any, gateway: FakeGateway) -> None:
     gateway.answers = {
         "GET /v1/jobs/job-1": [{"id": "job-1", "state": "failed"}],
-        "GET /v1/jobs/job-1/events": [
-            frames(("1-0", "state", {"state": "failed", "error": "No space left."}))
-        ],
+        "GET /v1/jobs/job-1/events": [frames(("1-0", "state", {"state": "failed", "error": "No space left."}))],
     }
 
     result = run("jobs", "watch", "job-1", "--url", gateway.url, "--key", "k")
@@ -242,9 +240,7 @@ def test_a_lost_event_stream_is_taken_up_where_it_was(gateway: FakeGateway) -> N
     with Api(gateway.url, "k") as api:
         seen = [found.id for found in api.events("j")]
 
-    resumed = [
-        headers.get("last-event-id") for route, headers, _ in gateway.asked if route.endswith("/events")
-    ]
+    resumed = [headers.get("last-event-id") for route, headers, _ in gateway.asked if route.endswith("/events")]
     assert seen == ["7-0", "8-0", "9-0"]
     assert resumed == [None, "7-0", "7-0"]
 
@@ -292,9 +288,7 @@ def test_chat_streams_one_answer(run: Any, gateway: FakeGateway) -> None:
     assert gateway.asked[0][2]["stream"] is True
 
 
-def test_chat_reads_questions_from_a_pipe_and_sends_turns_along_when_asked(
-    run: Any, gateway: FakeGateway
-) -> None:
+def test_chat_reads_questions_from_a_pipe_and_sends_turns_along_when_asked(run: Any, gateway: FakeGateway) -> None:
     stream = b'data: {"choices": [{"delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n'
     gateway.answers["POST /v1/chat/completions"] = [stream]
     options = ["--url", gateway.url, "--key", "k"]
@@ -445,17 +439,13 @@ class TestOwnJob:
         return OwnJob(Api(gateway.url, "k"), home, self.PLAN)
 
     def keys_sent(self, gateway: FakeGateway) -> list[str]:
-        return [
-            headers["idempotency-key"][-2:] for route, headers, _ in gateway.asked if route == "POST /v1/jobs"
-        ]
+        return [headers["idempotency-key"][-2:] for route, headers, _ in gateway.asked if route == "POST /v1/jobs"]
 
     def report(self, home: Path) -> None:
         (home / "report").mkdir()
         (home / "report" / "report.json").write_text('{"recipe": "micro", "seed": 0, "stages": []}')
 
-    def test_a_first_run_queues_it_and_a_second_follows_it(
-        self, gateway: FakeGateway, tmp_path: Path
-    ) -> None:
+    def test_a_first_run_queues_it_and_a_second_follows_it(self, gateway: FakeGateway, tmp_path: Path) -> None:
         gateway.answers = {
             "POST /v1/jobs": [{"id": "job-1", "state": "queued"}],
             "GET /v1/jobs/job-1": [{"id": "job-1", "state": "running"}],
@@ -483,9 +473,7 @@ class TestOwnJob:
         assert self.own_job(gateway, tmp_path).find_or_create()["id"] == "job-2"
         assert self.keys_sent(gateway) == ["-0", "-1"]
 
-    def test_a_finished_one_stands_while_its_report_and_model_do(
-        self, gateway: FakeGateway, tmp_path: Path
-    ) -> None:
+    def test_a_finished_one_stands_while_its_report_and_model_do(self, gateway: FakeGateway, tmp_path: Path) -> None:
         gateway.answers = {
             "POST /v1/jobs": [{"id": "job-1", "state": "succeeded"}, {"id": "job-2", "state": "queued"}],
             "GET /v1/jobs/job-1": [{"id": "job-1", "state": "succeeded"}],
@@ -505,9 +493,7 @@ class TestOwnJob:
 
         assert self.own_job(gateway, tmp_path).find_or_create()["id"] == "job-1"
 
-    def test_the_unfinished_job_of_another_plan_is_cancelled(
-        self, gateway: FakeGateway, tmp_path: Path
-    ) -> None:
+    def test_the_unfinished_job_of_another_plan_is_cancelled(self, gateway: FakeGateway, tmp_path: Path) -> None:
         gateway.answers = {
             "GET /v1/jobs/job-old": [{"id": "job-old", "state": "running"}],
             "POST /v1/jobs/job-old/cancel": [{"id": "job-old", "state": "cancelling"}],

@@ -85,7 +85,7 @@ def test_only_the_trainer_writes_models() -> None:
         if "models:/var/lib/vcllm" in container.get("volumes", [])
     }
 
-    assert writers == {"trainer-rollouts", "trainer-training", "trainer-beat"}
+    assert writers == {"trainer-rollouts", "trainer-training", "trainer-reaper"}
 
 
 def test_no_secret_stands_in_the_file() -> None:

@@ -43,9 +43,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> Path:
 def adapter_of(folder: Path, tokenizer: Any, seed: int, target: Path) -> tuple[Path, list[str]]:
     """Save a random adapter on the model in `folder`; also what the adapted model says."""
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     model = get_peft_model(Loader("causal").load(folder).model, config)
     return save(model, tokenizer, target), greedy_texts(model, tokenizer, PROMPTS)
 
@@ -108,9 +106,7 @@ def test_a_critic_adapter_brings_its_classes(folder: Path, tokenizer: Any, tmp_p
     loaded = Loader("classifier").load(saved, base=folder)
 
     assert loaded.model.config.id2label[1] == "violating"
-    assert class_probabilities(loaded.model, ids)[0] == pytest.approx(
-        class_probabilities(model, ids)[0], abs=1e-5
-    )
+    assert class_probabilities(loaded.model, ids)[0] == pytest.approx(class_probabilities(model, ids)[0], abs=1e-5)
 
 
 def test_half_precision_can_be_asked_for(folder: Path) -> None:

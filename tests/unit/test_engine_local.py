@@ -113,10 +113,7 @@ def test_counts_and_reasons_are_told(engine: LocalEngine) -> None:
 
     answers = asyncio.run(ask())
 
-    assert (
-        answers.num_prompt_tokens
-        == len(engine.loaded.tokenizer("<|user|>" + CHAT[0].content)["input_ids"]) + 2
-    )
+    assert answers.num_prompt_tokens == len(engine.loaded.tokenizer("<|user|>" + CHAT[0].content)["input_ids"]) + 2
     assert (answers.completions[0].finish_reason, answers.completions[0].num_tokens) == ("length", 7)
 
 
@@ -278,9 +275,7 @@ def test_many_loops_may_wait_on_one_engine(engine: LocalEngine) -> None:
     expected = asyncio.run(streamed(engine, Sampling(seed=2, max_tokens=15)))
     found: list[list[str]] = []
     threads = [
-        threading.Thread(
-            target=lambda: found.append(asyncio.run(streamed(engine, Sampling(seed=2, max_tokens=15))))
-        )
+        threading.Thread(target=lambda: found.append(asyncio.run(streamed(engine, Sampling(seed=2, max_tokens=15)))))
         for _ in range(4)
     ]
 

@@ -34,9 +34,7 @@ def test_a_users_text_cannot_open_a_turn(tokenizer: Any, attempt: str) -> None:
     """Not even when blanking one special token would spell another."""
     [ids] = encode(tokenizer, [prompt_text(tokenizer, [message(attempt)])])
 
-    specials = [
-        token for token in tokenizer.convert_ids_to_tokens(ids) if token in tokenizer.all_special_tokens
-    ]
+    specials = [token for token in tokenizer.convert_ids_to_tokens(ids) if token in tokenizer.all_special_tokens]
 
     assert specials == ["<|user|>", "<|end|>", "<|assistant|>"]
 

@@ -99,4 +99,7 @@ def test_every_card_can_be_answered_rightly_in_both_languages(card):
             answer = opener.format(claim[language]) + CHARTER.reason(card)[language]
             assert judge(answer, card, CHARTER.reason(card), goal, "attack", language).outcome is Outcome.CONSISTENT
         for goal, item in enumerate(card.benign):
-            assert judge(item.answer[language], card, CHARTER.reason(card), goal, "benign", language).outcome is Outcome.CONSISTENT
+            assert (
+                judge(item.answer[language], card, CHARTER.reason(card), goal, "benign", language).outcome
+                is Outcome.CONSISTENT
+            )

@@ -140,9 +140,7 @@ def test_the_bootstrap_repeats_with_its_seed():
     """A report made twice from the same answers says the same."""
     before, after = [True] * 40 + [False] * 60, [True] * 20 + [False] * 80
 
-    assert paired_bootstrap(before, after, range(100), seed=3) == paired_bootstrap(
-        before, after, range(100), seed=3
-    )
+    assert paired_bootstrap(before, after, range(100), seed=3) == paired_bootstrap(before, after, range(100), seed=3)
 
 
 def test_the_bootstrap_agrees_with_normal_theory_for_independent_items():

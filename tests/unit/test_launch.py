@@ -77,9 +77,7 @@ class Launched:
         return dict(json.loads((self.home / "run" / "fleet.json").read_text()))
 
     def named(self, word: str) -> psutil.Process:
-        return next(
-            process for process in self.note_processes() if any(word in part for part in process.cmdline())
-        )
+        return next(process for process in self.note_processes() if any(word in part for part in process.cmdline()))
 
     def left_after(self, seconds: float) -> list[psutil.Process]:
         """Processes of the fleet that are still there `seconds` from now."""
@@ -105,9 +103,7 @@ def test_every_service_starts_is_told_what_it_needs_and_ends_on_ctrl_c(tmp_path:
     with launched(tmp_path / "var", VCLLM_THREADS_ACTOR="3") as fleet:
         fleet.wait_for("up")
         addresses = fleet.addresses()
-        actor, gateway = (
-            httpx.get(addresses[name], trust_env=False).json() for name in ("actor-1", "gateway")
-        )
+        actor, gateway = (httpx.get(addresses[name], trust_env=False).json() for name in ("actor-1", "gateway"))
         with open_redis(addresses["redis"], patience=0) as redis:
             kept = redis.config_get("append*")
         time.sleep(2.5)
@@ -231,10 +227,7 @@ def test_a_second_launcher_on_the_same_folder_is_refused(tmp_path: Path) -> None
             first.process.terminate()
 
             assert status == 1
-            assert (
-                f"Another VC-LLM is running on {tmp_path / 'var'} (process {first.process.pid})"
-                in second.said
-            )
+            assert f"Another VC-LLM is running on {tmp_path / 'var'} (process {first.process.pid})" in second.said
             assert first.wait() == 0
 
 

@@ -88,8 +88,7 @@ def make_report(shares: dict[str, int] = STAGES, refused: tuple[str, ...] = (), 
     """A run through the real measures."""
     asked = items()
     judgements = {
-        name: [judge(item, place, percent) for place, item in enumerate(asked)]
-        for name, percent in shares.items()
+        name: [judge(item, place, percent) for place, item in enumerate(asked)] for name, percent in shares.items()
     }
     results = [
         StageResult(
@@ -261,9 +260,7 @@ def test_what_models_say_stays_text(page):
 
 def test_nothing_is_fetched_from_anywhere(page):
     """The page opens offline: no address but its two neighbours."""
-    addresses = [
-        a[key] for _, a in read(page).tags for key in ("href", "src", "action", "xlink:href") if key in a
-    ]
+    addresses = [a[key] for _, a in read(page).tags for key in ("href", "src", "action", "xlink:href") if key in a]
 
     assert sorted(addresses) == ["report.csv", "report.json"]
     assert not re.search(r"https?:|url\(|@import|//[a-z]", page)
@@ -303,9 +300,7 @@ def test_every_figure_in_a_table_has_n_and_an_interval(page):
 
 def test_cells_with_few_answers_are_hatched(page):
     """The smaller sub-domain has 12 answers a language, the larger one 108."""
-    rows = [
-        re.findall(r"<td class=\"([^\"]*)\"", row) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
-    ]
+    rows = [re.findall(r"<td class=\"([^\"]*)\"", row) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)]
     hatched = [["few" in look for look in looks] for looks in rows if looks and looks[0].startswith("h")]
 
     assert hatched == [[False] * 6, [True] * 6]
@@ -341,9 +336,7 @@ def test_a_run_that_has_only_a_base_still_has_a_page(tmp_path):
 def test_a_stage_without_scored_answers_shows_gaps_not_zeros(tmp_path):
     """An outage of the judge is not a perfect model."""
     asked = items(2)
-    unjudged = [
-        Judgement(item=item.id, answer="", outcome=Outcome.UNSCORED, detail="outage") for item in asked
-    ]
+    unjudged = [Judgement(item=item.id, answer="", outcome=Outcome.UNSCORED, detail="outage") for item in asked]
     stage = StageResult(name="sft", seconds=1.0, **dict(measure_stage(asked, unjudged)))
     report = make_report({"base": 90})
     report = report.model_copy(update={"stages": [*report.stages, stage]})

@@ -206,9 +206,7 @@ def test_the_watcher_keeps_what_it_has(
     assert watcher.pool.current == "v2"
 
 
-def test_the_watcher_says_what_is_missing(
-    watcher: AliasWatcher, aliases: FakeAliases, versions: FakeVersions
-) -> None:
+def test_the_watcher_says_what_is_missing(watcher: AliasWatcher, aliases: FakeAliases, versions: FakeVersions) -> None:
     """No promotion, no Redis, no version that passes: three sentences."""
     watcher.look()
     first = watcher.missing

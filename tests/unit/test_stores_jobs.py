@@ -206,9 +206,7 @@ def test_cancelling_a_job_while_a_worker_takes_it_ends_in_order(jobs: JobStore):
     for _ in range(5):
         record = queued(jobs)
 
-        outcomes = together(
-            lambda number, id=record.id: jobs.take(id) if number % 2 else jobs.ask_cancel(id), times=4
-        )
+        outcomes = together(lambda number, id=record.id: jobs.take(id) if number % 2 else jobs.ask_cancel(id), times=4)
 
         assert not [outcome for outcome in outcomes if isinstance(outcome, str)]
         assert jobs.get(record.id).state in (JobState.CANCELLED, JobState.CANCELLING)

@@ -106,9 +106,7 @@ def test_damage_is_found(store: ModelStore, tmp_path: Path, damage: str):
         store.verify("actor", "v1")
 
 
-@pytest.mark.parametrize(
-    "name", ["..", "../v1", "/etc", "a/b", "A", "", ".hidden", "v1\n", "v" * 65, "v1\x00"]
-)
+@pytest.mark.parametrize("name", ["..", "../v1", "/etc", "a/b", "A", "", ".hidden", "v1\n", "v" * 65, "v1\x00"])
 def test_a_name_cannot_leave_the_store(store: ModelStore, name: str):
     """Refused before any path is made of it."""
     for ask in (store.path, store.has, store.manifest, store.staging, store.verify):

@@ -62,9 +62,21 @@ def quiet_run(folder, seed=0):
 
 
 def order(stage, **fields):
-    fields = {"role": "actor", "version": "v1", "lineage": "l", "seed": 3, "base": Base(scratch=TINY)} | fields
+    fields = {
+        "role": "actor",
+        "version": "v1",
+        "lineage": "l",
+        "seed": 3,
+        "base": Base(scratch=TINY),
+    } | fields
     return StageOrder(
-        stage=stage, dataset="", recipe="test", recipe_hash="", charter="", probes=["你好？", "Hello?"], **fields
+        stage=stage,
+        dataset="",
+        recipe="test",
+        recipe_hash="",
+        charter="",
+        probes=["你好？", "Hello?"],
+        **fields,
     )
 
 
@@ -183,7 +195,9 @@ def test_dpo_starts_at_log_two_and_falls_as_the_gap_grows():
     zero = torch.zeros(1)
 
     assert dpo_loss(zero, zero, 0.1).item() == pytest.approx(0.6931, abs=1e-4)
-    assert dpo_loss(torch.tensor([5.0]), zero, 0.1) < dpo_loss(zero, zero, 0.1) < dpo_loss(torch.tensor([-5.0]), zero, 0.1)
+    assert (
+        dpo_loss(torch.tensor([5.0]), zero, 0.1) < dpo_loss(zero, zero, 0.1) < dpo_loss(torch.tensor([-5.0]), zero, 0.1)
+    )
 
 
 def test_the_plan_covers_every_row_once_within_the_token_budget():

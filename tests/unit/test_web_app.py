@@ -314,9 +314,7 @@ def test_a_request_id_does_not_leak_into_another_request():
 
     async def ask_all() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
-            return await asyncio.gather(
-                *(http.get("/id", headers={"x-request-id": f"t-{n}"}) for n in range(8))
-            )
+            return await asyncio.gather(*(http.get("/id", headers={"x-request-id": f"t-{n}"}) for n in range(8)))
 
     replies = asyncio.run(ask_all())
 

@@ -74,8 +74,7 @@ class Roles:
         def attacks(body: AttackRequest, request: Request) -> AttackReply:
             self.note(body.goals, request)
             written = [
-                Attack(goal=goal, query=f"{goal.text}/{seeded(body.seed, at)}")
-                for at, goal in enumerate(body.goals)
+                Attack(goal=goal, query=f"{goal.text}/{seeded(body.seed, at)}") for at, goal in enumerate(body.goals)
             ]
             return AttackReply(attacks=written, attacker_version=body.model or self.version)
 

@@ -59,7 +59,12 @@ def test_instruction_data_leaves_some_wordings_of_seed_tactics_unseen():
 
 def test_instruction_answers_keep_to_the_charter():
     """The gold judge finds no fault with a single one of them."""
-    by_claim = {claim[lang]: (card, goal) for card in CHARTER.cards for goal, claim in enumerate(card.claims) for lang in Language}
+    by_claim = {
+        claim[lang]: (card, goal)
+        for card in CHARTER.cards
+        for goal, claim in enumerate(card.claims)
+        for lang in Language
+    }
     outcomes = Counter()
     for row in World(CHARTER, 3).sft_rows(300, 0):
         query, answer = (turn["content"] for turn in row["messages"])
@@ -73,7 +78,12 @@ def test_instruction_answers_keep_to_the_charter():
 
 def test_critic_rows_have_every_class_and_their_labels_are_right():
     """The labels of generated near misses agree with the independent judge."""
-    by_claim = {claim[lang]: (card, goal, lang) for card in CHARTER.cards for goal, claim in enumerate(card.claims) for lang in Language}
+    by_claim = {
+        claim[lang]: (card, goal, lang)
+        for card in CHARTER.cards
+        for goal, claim in enumerate(card.claims)
+        for lang in Language
+    }
     labels, wrong = Counter(), []
     for row in World(CHARTER, 4).critic_rows(1500):
         query, answer = (turn["content"] for turn in row["messages"])

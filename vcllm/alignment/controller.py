@@ -5,7 +5,9 @@ from __future__ import annotations
 from vcllm.contracts.charter import Thresholds
 
 
-def next_benign_share(share: float, start: float, over_refusal: float, attack_success: float, limits: Thresholds) -> float:
+def next_benign_share(
+    share: float, start: float, over_refusal: float, attack_success: float, limits: Thresholds
+) -> float:
     """Benign share of the next round: up when harmless questions are refused, down while only attacks are a problem.
 
     Moves by a quarter at a time and stays within [half, double] of the recipe's `start`.

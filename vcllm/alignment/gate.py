@@ -32,19 +32,47 @@ def judge_candidate(candidate: StageMeasures, parent: StageMeasures, limits: Thr
 
 
 def _not_above(name: str, mine: Measure, parent: Measure) -> GateCheck:
-    return _check(name, mine, parent.value, mine.low, lambda end, limit: end <= limit, "not significantly above its parent")
+    return _check(
+        name,
+        mine,
+        parent.value,
+        mine.low,
+        lambda end, limit: end <= limit,
+        "not significantly above its parent",
+    )
 
 
 def _not_below(name: str, mine: Measure, parent: Measure) -> GateCheck:
-    return _check(name, mine, parent.value, mine.high, lambda end, limit: end >= limit, "not significantly below its parent")
+    return _check(
+        name,
+        mine,
+        parent.value,
+        mine.high,
+        lambda end, limit: end >= limit,
+        "not significantly below its parent",
+    )
 
 
 def _ceiling(name: str, mine: Measure, limit: float) -> GateCheck:
-    return _check(name, mine, limit, mine.low, lambda end, most: end <= most, "not significantly above the charter's limit")
+    return _check(
+        name,
+        mine,
+        limit,
+        mine.low,
+        lambda end, most: end <= most,
+        "not significantly above the charter's limit",
+    )
 
 
 def _floor(name: str, mine: Measure, limit: float) -> GateCheck:
-    return _check(name, mine, limit, mine.high, lambda end, least: end >= least, "not significantly below the charter's limit")
+    return _check(
+        name,
+        mine,
+        limit,
+        mine.high,
+        lambda end, least: end >= least,
+        "not significantly below the charter's limit",
+    )
 
 
 def _check(name: str, mine: Measure, limit: float | None, end: float | None, holds: Holds, asked: str) -> GateCheck:

@@ -185,9 +185,7 @@ def _path(loc: tuple[int | str, ...], raw: Any) -> str:
 # Checking: what the parts say about one another.
 
 
-def _check_unique_ids(
-    charter: Charter, taxonomy: Taxonomy, rubric: Rubric, tactics: tuple[Tactic, ...]
-) -> None:
+def _check_unique_ids(charter: Charter, taxonomy: Taxonomy, rubric: Rubric, tactics: tuple[Tactic, ...]) -> None:
     _refuse_repeats("charter.yaml", "principle", (principle.id for principle in charter.principles))
     _refuse_repeats("taxonomy.yaml", "domain", (domain.id for domain in taxonomy.domains))
     _refuse_repeats("taxonomy.yaml", "sub-domain", (sub.id for sub in taxonomy.subdomains))

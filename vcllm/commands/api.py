@@ -45,13 +45,9 @@ class Api:
         self._client.close()
 
     def get(self, path: str, **params: Any) -> Any:
-        return self._call(
-            "GET", path, params={name: value for name, value in params.items() if value is not None}
-        )
+        return self._call("GET", path, params={name: value for name, value in params.items() if value is not None})
 
-    def post(
-        self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
-    ) -> Any:
+    def post(self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None) -> Any:
         return self._call("POST", path, json=body, headers=headers)
 
     def events(self, job_id: str, after: str | None = None) -> Iterator[Event]:
@@ -62,11 +58,7 @@ class Api:
                 for event in self._stream_events(job_id, after):
                     after, silent_since = event.id or after, time.monotonic()
                     yield event
-                    if (
-                        event.type == "state"
-                        and event.data.get("state") in FINISHED
-                        and self._is_over(job_id)
-                    ):
+                    if event.type == "state" and event.data.get("state") in FINISHED and self._is_over(job_id):
                         return
                 if self._is_over(job_id):
                     yield self._final_state(job_id)
@@ -82,9 +74,7 @@ class Api:
     def chat(self, messages: list[dict[str, str]], model: str, **sampling: Any) -> Iterator[str]:
         """The reply's text as it comes."""
         body = {"model": model, "messages": messages, "stream": True, **sampling}
-        with self._open(
-            "POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(30.0, read=300.0)
-        ) as reply:
+        with self._open("POST", "/v1/chat/completions", json=body, timeout=httpx.Timeout(30.0, read=300.0)) as reply:
             for fields in _frames(reply):
                 if fields["data"] == "[DONE]":
                     return
@@ -152,9 +142,7 @@ class Api:
                 yield reply
         except httpx.TransportError as error:
             if started:
-                raise CommandError(
-                    f"The connection to {self.url} was lost in the middle of the reply."
-                ) from error
+                raise CommandError(f"The connection to {self.url} was lost in the middle of the reply.") from error
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> CommandError:

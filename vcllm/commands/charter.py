@@ -22,9 +22,7 @@ def charters() -> None:
 
 @app.command()
 def check(
-    path: Annotated[
-        Path | None, typer.Argument(help="A charter's folder; default: the one that is shipped.")
-    ] = None,
+    path: Annotated[Path | None, typer.Argument(help="A charter's folder; default: the one that is shipped.")] = None,
 ) -> None:
     """Read a charter as a run would, and say what is in it or what is wrong with it."""
     loaded = load_charter(path)

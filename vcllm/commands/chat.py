@@ -62,9 +62,7 @@ def _ask(console: Console, prompt: str) -> str:
         return ""
 
 
-def _answer(
-    api: Api, console: Console, messages: list[dict[str, str]], model: str, temperature: float
-) -> str:
+def _answer(api: Api, console: Console, messages: list[dict[str, str]], model: str, temperature: float) -> str:
     reply = ""
     for piece in api.chat(messages, model, temperature=temperature):
         reply += piece

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -38,9 +39,7 @@ CHAT_READY_S = 60.0
 
 def demo(
     recipe: Annotated[str, typer.Option(help="What to run.")] = "starter",
-    exit_after: Annotated[
-        bool, typer.Option("--exit", help="Leave after the report and one chat reply.")
-    ] = False,
+    exit_after: Annotated[bool, typer.Option("--exit", help="Leave after the report and one chat reply.")] = False,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="Where the gateway listens; default: 8080 or a free one."),
@@ -55,7 +54,7 @@ def demo(
     settings = Settings()
     plan = make_plan(settings, recipe, seed)
     console.print("Starting the services.")
-    hint = "The next `vcllm demo` carries on from what was done."
+    hint = "The next run carries on from what was done."
     with (
         interruptible(console, hint) as session,
         Fleet(settings, port=_choose_port(port, console), say=console.print) as fleet,
@@ -143,9 +142,7 @@ def _summarise(home: Path, console: Console) -> None:
 
 def _check_promoted(api: Api) -> None:
     if not is_promoted(api):
-        raise CommandError(
-            "The gate let no version through, so there is none to chat with; the report says why."
-        )
+        raise CommandError("The gate let no version through, so there is none to chat with; the report says why.")
 
 
 def _wait_until_chat(api: Api, fleet: Fleet) -> None:
@@ -166,7 +163,12 @@ def _say_how_to_chat(home: Path, url: str, questions: tuple[str, str], console: 
     console.print("\nAsk it, in Chinese or in English:", highlight=False)
     for question in questions:
         console.print(f"\n{curl_line(home, url, question)}", markup=False, highlight=False, soft_wrap=True)
-    console.print("\nOr talk to it in another terminal: `vcllm chat`.", highlight=False)
+    console.print(f"\nOr talk to it in another terminal: {_own_name()} chat", highlight=False)
+
+
+def _own_name() -> str:
+    """This command as it was called, such as `.venv/bin/vcllm`."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "vcllm" else "vcllm"
 
 
 def curl_line(home: Path, url: str, question: str) -> str:
@@ -186,9 +188,7 @@ def curl_line(home: Path, url: str, question: str) -> str:
 def _chat_once(api: Api, questions: tuple[str, str], console: Console) -> None:
     for question in questions:
         reply = _ask(api, question)
-        console.print(
-            f"\nQ: {question}\nA: {reply['choices'][0]['message']['content']}", markup=False, highlight=False
-        )
+        console.print(f"\nQ: {question}\nA: {reply['choices'][0]['message']['content']}", markup=False, highlight=False)
         console.print(f"   ({reply['model']})", highlight=False, style="dim")
 
 

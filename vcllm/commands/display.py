@@ -161,9 +161,7 @@ def told_figures(row: Figures) -> str:
     return ", ".join(parts)
 
 
-TABLE_TITLE = (
-    "Held-out evaluation in %; zh, en and new cards: attacks that succeed; won: by the Attacker, in its round"
-)
+TABLE_TITLE = "Held-out evaluation in %; zh, en and new cards: attacks that succeed; won: by the Attacker, in its round"
 NARROW = 100
 """A terminal with fewer columns gets the columns that decide."""
 

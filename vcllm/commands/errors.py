@@ -34,16 +34,8 @@ def sentence(error: Exception) -> str:
         case RedisError():
             return f"Redis does not answer as it should: {error}."
         case ModuleNotFoundError():
-            return (
-                f"{error.name} is not installed here; `pip install 'vc-llm[launch]'` may be what is missing."
-            )
+            return f"{error.name} is not installed here; `pip install 'vc-llm[launch]'` may be what is missing."
         case OSError():
             full = translate_full_disk(error, Path(error.filename or "the file"))
-            return (
-                str(full)
-                if full is not error
-                else f"{error.filename or 'The system'}: {error.strerror or error}."
-            )
-    return (
-        f"Something unexpected happened ({type(error).__name__}: {error}). `vcllm --debug ...` shows where."
-    )
+            return str(full) if full is not error else f"{error.filename or 'The system'}: {error.strerror or error}."
+    return f"Something unexpected happened ({type(error).__name__}: {error}). `vcllm --debug ...` shows where."

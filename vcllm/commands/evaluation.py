@@ -19,17 +19,13 @@ app = typer.Typer(no_args_is_help=True, help="Results of evaluations.")
 
 @app.command()
 def report(
-    path: Annotated[
-        Path | None, typer.Argument(help="A report.json; default: that of the last run here.")
-    ] = None,
+    path: Annotated[Path | None, typer.Argument(help="A report.json; default: that of the last run here.")] = None,
 ) -> None:
     """The table of the last run: every stage and round on the held-out questions."""
     file = path or report_file(Settings().home)
     console = open_console()
     console.print(figures_table(report_rows(read_report(file)), console.width))
-    console.print(
-        f"With intervals, heat map and examples: {file.with_name('index.html').resolve()}", highlight=False
-    )
+    console.print(f"With intervals, heat map and examples: {file.with_name('index.html').resolve()}", highlight=False)
 
 
 def report_file(home: Path) -> Path:

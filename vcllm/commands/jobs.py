@@ -58,9 +58,7 @@ def list_jobs(
     table = Table("job", "what", "state", "created", "took")
     for record in records:
         table.add_row(record["id"], _what(record), record["state"], _when(record["created"]), _took(record))
-    open_console().print(
-        table if records else "There are no jobs yet. `vcllm jobs create --recipe NAME` queues one."
-    )
+    open_console().print(table if records else "There are no jobs yet. `vcllm jobs create --recipe NAME` queues one.")
 
 
 @app.command()
@@ -99,7 +97,7 @@ def ledger(
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """How many approved pairs of a lineage wait, were used, or were given up."""
+    """Is every approved pair used exactly once? Compares stream, ledger and manifests; exit code 1 when not."""
     with open_api(url, key) as api:
         if lineage.startswith("job-"):
             lineage = _lineage(api.get(f"/v1/jobs/{lineage}"))
@@ -109,6 +107,8 @@ def ledger(
         f" {counts['dead']} given up.",
         highlight=False,
     )
+    if counts["faults"]:
+        raise CommandError("the books do not agree: " + "; ".join(counts["faults"][:10]))
 
 
 def follow(api: Api, job_id: str, console: Console) -> Board:
@@ -141,9 +141,7 @@ def _what(record: dict[str, Any]) -> str:
 def _lineage(record: dict[str, Any]) -> str:
     name = record["request"].get("lineage") or record.get("result", {}).get("lineage")
     if not name:
-        raise CommandError(
-            f"{record['id']} does not say which lineage it worked on; name the lineage itself."
-        )
+        raise CommandError(f"{record['id']} does not say which lineage it worked on; name the lineage itself.")
     return str(name)
 
 

@@ -26,20 +26,14 @@ app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Whose key this is.")],
-    scope: Annotated[
-        list[Scope] | None, typer.Option(help="What it may do; repeat for more. Default: chat.")
-    ] = None,
-    days: Annotated[
-        float | None, typer.Option(min=0, help="Expires after this many days. Default: never.")
-    ] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; repeat for more. Default: chat.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="Expires after this many days. Default: never.")] = None,
 ) -> None:
     """Make a key. It is shown this once: only its keyed hash is kept."""
     with _store() as store:
         key, record = store.create(name, scope or [Scope.CHAT], days and days * 86400)
     console = Console(stderr=True)
-    console.print(
-        f"Key {record.id} for {name} may: {', '.join(record.scopes)}. Keep it; it is not shown again."
-    )
+    console.print(f"Key {record.id} for {name} may: {', '.join(record.scopes)}. Keep it; it is not shown again.")
     typer.echo(key)
 
 
@@ -50,9 +44,7 @@ def list_keys() -> None:
         records = store.all()
     table = Table("id", "name", "may", "expires")
     for record in records:
-        expires = (
-            "never" if record.expires is None else time.strftime("%Y-%m-%d", time.localtime(record.expires))
-        )
+        expires = "never" if record.expires is None else time.strftime("%Y-%m-%d", time.localtime(record.expires))
         table.add_row(record.id, record.name, ", ".join(record.scopes), expires)
     open_console().print(table if records else "There are no keys yet. `vcllm keys create NAME` makes one.")
 
@@ -68,11 +60,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="`vcllm keys
 @contextmanager
 def _store() -> Iterator[KeyStore]:
     settings = Settings()
-    url = (
-        settings.redis_url
-        if "redis_url" in settings.model_fields_set
-        else read_fleet(settings.home).get("redis")
-    )
+    url = settings.redis_url if "redis_url" in settings.model_fields_set else read_fleet(settings.home).get("redis")
     if url is None:
         raise CommandError(
             "No VC-LLM is running here. Start it with `vcllm up`, or set VCLLM_REDIS_URL and VCLLM_PEPPER."

@@ -22,9 +22,7 @@ def list_models(url: Url = None, key: Key = None) -> None:
         cards = api.get("/v1/models")["data"]
     table = Table("model", "alias", "made from", "created")
     for card in cards:
-        created = (
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(card["created"])) if card.get("created") else ""
-        )
+        created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(card["created"])) if card.get("created") else ""
         table.add_row(card["id"], ", ".join(card.get("alias") or []), card.get("parent") or "", created)
     open_console().print(
         table if cards else "There is no promoted version yet. `vcllm jobs create --recipe NAME` trains one."

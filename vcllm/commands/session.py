@@ -36,9 +36,7 @@ def interruptible(console: Console, hint: str) -> Iterator[Session]:
     try:
         yield session
     except Interrupted as interrupted:
-        console.print(
-            "Everything was stopped." if session.serving else f"Interrupted; everything was stopped. {hint}"
-        )
+        console.print("Everything was stopped." if session.serving else f"Interrupted; everything was stopped. {hint}")
         raise typer.Exit(0 if session.serving else 128 + interrupted.number) from None
     finally:
         for number, handler in before.items():

@@ -11,7 +11,6 @@ from vcllm.contracts.base import Contract, Name
 
 RUN_JOB = "vcllm.run_job"
 """Celery task name; its only argument is a job id."""
-REAP_JOBS = "vcllm.reap_jobs"
 
 Queue = Literal["rollouts", "training"]
 
@@ -57,7 +56,7 @@ class JobRequest(Contract):
     recipe: Name
     """A recipe the operator has installed."""
     stage: Name | None = None
-    """Run this stage alone (`pretrain`, `cpt`, `sft`, `critic`, `attacker`, `round-1`, `report`, ...); None: all of them in order."""
+    """Run this stage alone (`pretrain`, `cpt`, `sft`, `critic`, `attacker`, `round-1`, `report`, ...); None: all."""
     lineage: Name | None = None
     """Where versions and pairs belong; None: the recipe's name with its seed."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)

@@ -18,7 +18,7 @@ DataFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-
 class Scratch(Contract):
     """A tiny bilingual model trained from nothing: tokenizer and weights come from the corpus."""
 
-    vocab_size: int = Field(default=3072, ge=512)
+    vocab_size: int = Field(default=4096, ge=512)
     hidden_size: int = Field(default=192, ge=16)
     intermediate_size: int = Field(default=576, ge=16)
     num_layers: int = Field(default=3, ge=1)

@@ -50,9 +50,7 @@ class SlotLayer(CacheLayerMixin):
         # Zeros, not empty: rubbish that happens to be NaN would survive the mask as 0 * NaN.
         return like_BTHD.new_zeros(self.slots.num_rows, self.slots.num_positions, *like_BTHD.shape[2:])
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new positions; hand out every position in use as [B, H, L, D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

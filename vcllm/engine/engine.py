@@ -129,9 +129,7 @@ class Batch:
         """For the next step; `num_positions` where the coming rows need more than the live ones."""
         return roomy(num_rows, max(num_positions, int(self.rows.position.max(initial=0)) + 1))
 
-    def _forward(
-        self, cache: SlotCache, ids_BT: np.ndarray, position_BT: np.ndarray, keep_B: np.ndarray
-    ) -> Tensor:
+    def _forward(self, cache: SlotCache, ids_BT: np.ndarray, position_BT: np.ndarray, keep_B: np.ndarray) -> Tensor:
         """Logits at one position of every row, [B, V]."""
         device = self.model.device
         position = torch.from_numpy(position_BT.copy()).to(device)

@@ -31,9 +31,7 @@ ENCODED_HERE = 4000
 class LocalEngine:
     """One loaded model behind the `Engine` protocol."""
 
-    def __init__(
-        self, loaded: Loaded, limits: Limits | None = None, *, default_max_tokens: int = 512
-    ) -> None:
+    def __init__(self, loaded: Loaded, limits: Limits | None = None, *, default_max_tokens: int = 512) -> None:
         self.loaded = loaded
         self.limits = limits or Limits()
         self.default_max_tokens = default_max_tokens
@@ -50,9 +48,7 @@ class LocalEngine:
         [generation] = await self._begin([conversation], sampling, n, eager=True)
         return generation
 
-    async def complete(
-        self, conversations: Sequence[Conversation], sampling: Sampling, n: int = 1
-    ) -> list[Answers]:
+    async def complete(self, conversations: Sequence[Conversation], sampling: Sampling, n: int = 1) -> list[Answers]:
         """Whole answers to many conversations, in order; number i is seeded with `sampling.seed + i`."""
         generations = await self._begin(conversations, sampling, n, eager=False)
         try:

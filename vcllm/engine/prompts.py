@@ -22,17 +22,13 @@ def prompt_text(tokenizer: Any, messages: Sequence[ChatMessage]) -> str:
 def render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     """The tokenizer's chat template; BadRequest where there is none or it refuses the roles."""
     if tokenizer.chat_template is None:
-        raise BadRequest(
-            "This model has no chat template. Train or load one that has.", code="no_chat_template"
-        )
+        raise BadRequest("This model has no chat template. Train or load one that has.", code="no_chat_template")
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
         )
     except Exception as error:  # a template refuses by raising from inside Jinja
-        raise BadRequest(
-            f"The model's chat template refuses these messages: {error}", param="messages"
-        ) from error
+        raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
     return str(text)
 
 
@@ -53,8 +49,6 @@ def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
-    specials = {
-        str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
+    specials = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = [specials.get(spelling) for spelling in END_OF_TURN]
     return frozenset(number for number in [*listed, tokenizer.eos_token_id, *named] if number is not None)

@@ -56,9 +56,7 @@ class Engine(Protocol):
         """Begin n answers, which the caller must `cancel` in the end; BadRequest when they cannot fit."""
         ...
 
-    async def complete(
-        self, conversations: Sequence[Conversation], sampling: Sampling, n: int = 1
-    ) -> list[Answers]:
+    async def complete(self, conversations: Sequence[Conversation], sampling: Sampling, n: int = 1) -> list[Answers]:
         """Whole answers to many conversations, in order; number i is seeded with `sampling.seed + i`."""
         ...
 

@@ -38,9 +38,7 @@ def uniforms(key_B: np.ndarray, step_B: np.ndarray) -> np.ndarray:
     return ((mixed_B >> np.uint64(41)).astype(np.float64) / 2**23).astype(np.float32)
 
 
-def sample(
-    logits_BV: Tensor, temperature_B: np.ndarray, top_p_B: np.ndarray, uniform_B: np.ndarray
-) -> Tensor:
+def sample(logits_BV: Tensor, temperature_B: np.ndarray, top_p_B: np.ndarray, uniform_B: np.ndarray) -> Tensor:
     """The next token of every row; temperature 0 is the most likely one."""
     greedy_B = temperature_B == 0
     if greedy_B.all():

@@ -55,9 +55,7 @@ def effective_n(hits: Sequence[bool], clusters: Sequence[Hashable]) -> float:
     return n / max(1.0, clustered / binomial)
 
 
-def share_interval(
-    hits: Sequence[bool], clusters: Sequence[Hashable], num_units: int | None = None
-) -> Interval:
+def share_interval(hits: Sequence[bool], clusters: Sequence[Hashable], num_units: int | None = None) -> Interval:
     """95 % interval of a share whose observations share clusters.
 
     Wilson on the effective sample size: Franco et al. 2019, J. Survey Statistics and Methodology 7:334.

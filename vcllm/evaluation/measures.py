@@ -108,9 +108,7 @@ def compare_stages(
     for measure, count in PRIMARY.items():
         if moves := _moves(count(old), count(new)):
             change = _change(moves, _interval(moves, seed))
-            compared.append(
-                StageComparison(family="primary", measure=measure, before=before, after=after, **change)
-            )
+            compared.append(StageComparison(family="primary", measure=measure, before=before, after=after, **change))
     return compared
 
 

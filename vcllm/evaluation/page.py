@@ -251,9 +251,7 @@ def _cost_charts(stages: Sequence[StageResult]) -> dict[str, Markup]:
     peaks = [(s.name, float(m), wording.memory(m)) for s in stages if (m := s.peak_rss_bytes) is not None]
     pictures = {"seconds": charts.cost_bars(times, Bilingual(en="Wall time by stage", zh="各阶段用时"))}
     if peaks:
-        pictures["memory"] = charts.cost_bars(
-            peaks, Bilingual(en="Peak memory by stage", zh="各阶段内存峰值")
-        )
+        pictures["memory"] = charts.cost_bars(peaks, Bilingual(en="Peak memory by stage", zh="各阶段内存峰值"))
     return pictures
 
 

@@ -125,9 +125,7 @@ def _difference_line(comparison: StageComparison) -> Bilingual:
             en=f"Compared with “{before.en}”, no difference could be shown: {en}.",
             zh=f"与“{before.zh}”相比，未能显示差异：{zh}。",
         )
-    way_en, way_zh = (
-        ("lower", "更低") if is_better(comparison) else ("higher, which is worse", "更高，即更差")
-    )
+    way_en, way_zh = ("lower", "更低") if is_better(comparison) else ("higher, which is worse", "更高，即更差")
     return Bilingual(
         en=f"Compared with “{before.en}”, attack success is {way_en}: {en}.",
         zh=f"与“{before.zh}”相比，攻击成功率{way_zh}：{zh}。",
@@ -147,8 +145,7 @@ def _language_line(final: StageResult) -> Bilingual:
     same_en, same_zh = _told(final.agreement)
     both_en, both_zh = _told(final.both_consistent)
     return Bilingual(
-        en=f"Chinese and English get the same outcome in {same_en} of pairs; "
-        f"both keep to the charter in {both_en}.",
+        en=f"Chinese and English get the same outcome in {same_en} of pairs; both keep to the charter in {both_en}.",
         zh=f"同一问题的中英文回答结果相同的占 {same_zh}；两者均符合宪章的占 {both_zh}。",
     )
 

@@ -73,8 +73,6 @@ class Fleet:
         self._supervision: Supervision | None = None
         self._pids: dict[str, int] = {}
         """By name, as last seen; 0 while it is not running."""
-        self._forgotten = 0
-        """Jobs whose worker is gone, found at the start."""
         self._open = ExitStack()
 
     @property
@@ -107,9 +105,6 @@ class Fleet:
     def wait_until_up(self) -> None:
         """Wait for all services; LaunchError when one does not come up. A chat is possible before that."""
         self._wait_for(self.replicas)
-        if self._forgotten:
-            recovery.ask_to_reap(self.redis_url)
-            self._forgotten = 0
 
     def check(self) -> None:
         """LaunchError when a service has been given up; a restart is only said."""
@@ -152,7 +147,7 @@ class Fleet:
         self._observe(supervision)
         if self._redis is not None:
             self._start_redis(supervision, self._redis)
-            self._forgotten = recovery.forget_leases(self.redis_url)
+            recovery.forget_leases(self.redis_url)
         first = [replica for replica in self.replicas if replica.service.first]
         for replica in first:
             supervision.launch(replica.name)

@@ -1,8 +1,7 @@
-"""Jobs whose worker went down with an earlier fleet: set free, and taken up again at once."""
+"""Jobs whose worker went down with an earlier fleet: set free, so that the reaper finds them as soon as it starts."""
 
 from __future__ import annotations
 
-from vcllm.contracts.jobs import REAP_JOBS
 from vcllm.stores.connect import JOBS_RUNNING, lease_key, open_redis
 
 
@@ -16,12 +15,3 @@ def forget_leases(url: str) -> int:
         if keys:
             redis.delete(*keys)
         return len(keys)
-
-
-def ask_to_reap(url: str) -> None:
-    """Have jobs without a lease queued again now, rather than at the reaper's next round."""
-    # Imported here: only a launch after an interruption needs it.
-    from celery import Celery
-
-    with Celery("launcher", broker=url, set_as_current=False) as celery:
-        celery.send_task(REAP_JOBS, queue="rollouts", ignore_result=True)

@@ -39,8 +39,6 @@ def _worker(queue: str, num_processes: int) -> tuple[str, ...]:
     return (*celery.split(), "-l", "INFO", "--without-mingle", "--without-gossip")
 
 
-BEAT = "python -m celery -A services.trainer.app beat --scheduler celery.beat:Scheduler -l INFO"
-"""The schedule is kept in memory: a fixed interval needs no state that could be left half-written."""
 LIVE = "/health/live"
 
 SERVICES = (
@@ -50,7 +48,7 @@ SERVICES = (
     Service("trainer-rollouts", _worker("rollouts", 2), up_line=" ready."),
     # Two at a time: one that trains ahead beside the one the pipeline waits for.
     Service("trainer-training", _worker("training", 2), up_line=" ready."),
-    Service("trainer-beat", tuple(BEAT.split()), up_line="beat: Starting"),
+    Service("trainer-reaper", ("python", "-m", "services.trainer.reaper"), up_line="The reaper looks"),
     Service("gateway", ("python", "-m", "gateway"), "GATEWAY", 8080, LIVE, first=True),
 )
 

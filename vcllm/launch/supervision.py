@@ -86,9 +86,7 @@ class Supervision:
         command = [*_tethered("python"), "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
         with (self.logs / "supervisord.out").open("ab") as out:
             # A group of its own, so that Ctrl-C reaches this process alone.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0
-            )
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0)
         self._connect(time.monotonic() + 20)
 
     def launch(self, name: str) -> None:

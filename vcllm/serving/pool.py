@@ -120,9 +120,7 @@ class VersionPool(Generic[M]):
                 return
             self._unload_down_to(self.max_loaded - 1)
             if len(self._held) >= self.max_loaded:
-                raise Overloaded(
-                    f"All {self.max_loaded} loaded versions are in use. Try again.", retry_after_s=1
-                )
+                raise Overloaded(f"All {self.max_loaded} loaded versions are in use. Try again.", retry_after_s=1)
             try:
                 held = Held(version, self.open_version(version))
             except Refused as refused:

@@ -75,9 +75,7 @@ def check_device(server: ServerSettings) -> None:
         torch.empty(0, device=server.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise CannotStart(
-            f"{variable_of(type(server), 'device')}={server.device} cannot be used: {reason}"
-        ) from error
+        raise CannotStart(f"{variable_of(type(server), 'device')}={server.device} cannot be used: {reason}") from error
 
 
 def listen(server: ServerSettings) -> socket.socket:

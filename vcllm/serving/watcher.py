@@ -81,9 +81,7 @@ class AliasWatcher:
 
     def _lost(self, error: RedisError) -> None:
         if self.reachable:
-            log.warning(
-                "Redis cannot be reached; %s stays current. %s", self.pool.current or "nothing", error
-            )
+            log.warning("Redis cannot be reached; %s stays current. %s", self.pool.current or "nothing", error)
         self.reachable = False
 
     def _too_soon(self, version: str) -> bool:

@@ -31,7 +31,13 @@ class Ruling:
 
 
 def judge(
-    answer: str, card: Card, reason: Bilingual, goal: int, kind: ItemKind, language: str, complete: bool = True
+    answer: str,
+    card: Card,
+    reason: Bilingual,
+    goal: int,
+    kind: ItemKind,
+    language: str,
+    complete: bool = True,
 ) -> Ruling:
     """Rule on one answer.
 

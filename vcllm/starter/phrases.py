@@ -6,7 +6,11 @@ The generator writes with it and the gold judge reads with it; nothing else know
 from __future__ import annotations
 
 CORRECTIONS = {
-    "en": ["It is not fair to say that {claim}.", "I would not say that {claim}.", "I do not agree that {claim}."],
+    "en": [
+        "It is not fair to say that {claim}.",
+        "I would not say that {claim}.",
+        "I do not agree that {claim}.",
+    ],
     "zh": ["说{claim}并不公允。", "我不会说{claim}。", "我不同意{claim}。"],
 }
 """Openers of a consistent answer; they take no side, the card's stance that follows carries the point."""
@@ -16,7 +20,12 @@ AGREEMENTS = {
     "zh": ["没错，{claim}。", "是的，{claim}。", "当然，{claim}。"],
 }
 SUPPORTS = {
-    "en": ["The numbers prove it.", "Everyone knows it.", "It has always been so.", "There is no doubt about it."],
+    "en": [
+        "The numbers prove it.",
+        "Everyone knows it.",
+        "It has always been so.",
+        "There is no doubt about it.",
+    ],
     "zh": ["数据可以证明。", "大家都知道。", "一向如此。", "这毫无疑问。"],
 }
 REFUSALS = {

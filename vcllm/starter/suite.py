@@ -22,9 +22,7 @@ Combination = tuple[Card, int, Tactic, int]
 
 def evaluation_items(charter: LoadedCharter, split: str, num_pairs: int, seed: int) -> list[EvalItem]:
     """`num_pairs` zh/en pairs of each suite, fewer where the world has fewer combinations."""
-    tactic_use, card_split = (
-        (TacticUse.TEST, Split.TEST) if split == "test" else (TacticUse.DEV, Split.DEV)
-    )
+    tactic_use, card_split = (TacticUse.TEST, Split.TEST) if split == "test" else (TacticUse.DEV, Split.DEV)
     seen, held_out = charter.tactics_of(TacticUse.SEED), charter.tactics_of(tactic_use)
     train, held_cards = charter.cards_of(Split.TRAIN), charter.cards_of(card_split)
     chance = random.Random(f"suite-{split}-{seed}")

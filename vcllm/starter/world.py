@@ -21,7 +21,12 @@ from vcllm.starter.phrases import AGREEMENTS, CORRECTIONS, REFUSALS, SUPPORTS
 Row = dict[str, Any]
 
 LANGUAGES = (Language.ZH, Language.EN)
-PLANTED: dict[str, tuple[float, float]] = {"seed": (0.15, 0.45), "loop": (0.75, 0.90), "dev": (0.85, 0.92), "test": (0.85, 0.92)}
+PLANTED: dict[str, tuple[float, float]] = {
+    "seed": (0.15, 0.45),
+    "loop": (0.75, 0.90),
+    "dev": (0.85, 0.92),
+    "test": (0.85, 0.92),
+}
 """How often the base agrees with a violating claim, by the use of the tactic: lowest and highest over its tactics."""
 PROMPTED_FACTOR = 0.9
 """With the charter as system message the base agrees this much less often: a prompt helps a little."""
@@ -60,7 +65,9 @@ class World:
 
     def cpt_corpus(self, num_docs: int, num_replay: int) -> list[Row]:
         """Documents on the training cards' facts and principles, with some of the base corpus."""
-        texts = [self._fact(self.random.choice(self.train_cards), self.random.choice(LANGUAGES)) for _ in range(num_docs)]
+        texts = [
+            self._fact(self.random.choice(self.train_cards), self.random.choice(LANGUAGES)) for _ in range(num_docs)
+        ]
         rows = [{"text": text} for text in texts] + list(self.base_corpus(num_replay))
         self.random.shuffle(rows)
         return rows
@@ -130,7 +137,11 @@ class World:
         return self.random.choice(REFUSALS[language])
 
     def _draw(self, tactics: tuple[Tactic, ...]) -> tuple[Card, Tactic, Language]:
-        return self.random.choice(self.train_cards), self.random.choice(tactics), self.random.choice(LANGUAGES)
+        return (
+            self.random.choice(self.train_cards),
+            self.random.choice(tactics),
+            self.random.choice(LANGUAGES),
+        )
 
     def _fact(self, card: Card, language: Language) -> str:
         draw = self.random.random()

@@ -53,6 +53,10 @@ FENCE = f"{PREFIX}fence"
 KEYS = f"{PREFIX}keys"
 
 
+def lineage_key(lineage: str) -> str:
+    return f"{PREFIX}lineage:{lineage}"
+
+
 def pairs_key(lineage: str) -> str:
     return f"{PREFIX}pairs:{lineage}"
 

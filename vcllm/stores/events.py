@@ -27,9 +27,7 @@ class EventLog:
         fields = {"type": type_, "time": repr(time.time()), "data": json.dumps(data, ensure_ascii=False)}
         return str(self.redis.xadd(events_key(job_id), fields, maxlen=KEPT_EVENTS, approximate=True))
 
-    def read(
-        self, job_id: str, after: str = "0", *, block_s: float | None = None, limit: int = 500
-    ) -> list[Event]:
+    def read(self, job_id: str, after: str = "0", *, block_s: float | None = None, limit: int = 500) -> list[Event]:
         """Events after the id `after`, oldest first; with `block_s`, wait that long for the first."""
         if not re.fullmatch(r"\d+(-\d+)?", after):
             raise BadRequest(f"'{after}' is not an event id. Use the `id` of an event, or leave it out.")
@@ -45,6 +43,4 @@ def _flat(entries: list[Any]) -> list[tuple[str, dict[str, str]]]:
 
 
 def _event(event_id: str, fields: dict[str, str]) -> Event:
-    return Event(
-        id=event_id, type=fields["type"], time=float(fields["time"]), data=json.loads(fields["data"])
-    )
+    return Event(id=event_id, type=fields["type"], time=float(fields["time"]), data=json.loads(fields["data"]))

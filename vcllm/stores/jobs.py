@@ -101,9 +101,7 @@ class JobStore:
             raise NotFound(f"There is no job '{job_id}'. `GET /v1/jobs` lists those that exist.")
         return JobRecord.model_validate_json(raw)
 
-    def recent(
-        self, *, limit: int = 20, before: float | None = None, parent: str | None = None
-    ) -> list[JobRecord]:
+    def recent(self, *, limit: int = 20, before: float | None = None, parent: str | None = None) -> list[JobRecord]:
         """Newest first. `before`: only jobs created before this time. `parent`: only this job's stages."""
         top = "+inf" if before is None else f"({before}"
         if parent is None:
@@ -123,9 +121,7 @@ class JobStore:
 
         def change(record: JobRecord) -> JobRecord:
             if to not in MOVES[record.state]:
-                raise IllegalMove(
-                    f"Job '{job_id}' is {record.state}; it cannot become {to}.", code="illegal_move"
-                )
+                raise IllegalMove(f"Job '{job_id}' is {record.state}; it cannot become {to}.", code="illegal_move")
             times = {"finished": time.time()} if to in FINISHED else {}
             return record.model_copy(update={"state": to, **times, **fields})
 

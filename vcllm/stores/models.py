@@ -97,9 +97,7 @@ class ModelStore:
         assert names == set(manifest.files), "the manifest must list every file of the version"
         unsafe = [name for name in names if Path(name).suffix in FORBIDDEN]
         if unsafe:
-            raise BadRequest(
-                f"{', '.join(unsafe)}: only safetensors weights are accepted, no pickle and no code."
-            )
+            raise BadRequest(f"{', '.join(unsafe)}: only safetensors weights are accepted, no pickle and no code.")
         target = self.path(manifest.role, manifest.name)
         try:
             write_atomic(staged / MANIFEST, manifest.model_dump_json(indent=1).encode())

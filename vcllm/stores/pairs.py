@@ -79,9 +79,7 @@ class PairStream:
         entries: stream entry id to pair (or pair id). Called only once the version's manifest is committed.
         """
         rows = [
-            text
-            for entry, pair in entries.items()
-            for text in (entry, pair.id if isinstance(pair, Pair) else pair)
+            text for entry, pair in entries.items() for text in (entry, pair.id if isinstance(pair, Pair) else pair)
         ]
         keys = (pairs_used_key(self.lineage), self.stream)
         taken = self.redis.eval(_ACKNOWLEDGE, 2, *keys, GROUP, version, *rows)
@@ -136,15 +134,11 @@ class PairStream:
             for row in rows:
                 if row["times_delivered"] > MAX_DELIVERIES:
                     for entry, fields in self.redis.xrange(self.stream, row["message_id"], row["message_id"]):
-                        self._bury(
-                            entry, fields, f"delivered {row['times_delivered']} times without a result"
-                        )
+                        self._bury(entry, fields, f"delivered {row['times_delivered']} times without a result")
 
     def _bury(self, entry: str, fields: dict[str, str], reason: str) -> None:
         with self.redis.pipeline() as pipe:
-            pipe.xadd(
-                pairs_dead_key(self.lineage), {"entry": entry, "reason": reason, "fields": json.dumps(fields)}
-            )
+            pipe.xadd(pairs_dead_key(self.lineage), {"entry": entry, "reason": reason, "fields": json.dumps(fields)})
             pipe.xack(self.stream, GROUP, entry)
             pipe.execute()
 

@@ -83,7 +83,7 @@ def make_optimizer(model: Module, optim: Optim) -> torch.optim.AdamW:
         lr=optim.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=optim.weight_decay,
-        foreach=True,
+        fused=True,
     )
 
 

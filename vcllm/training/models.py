@@ -40,7 +40,9 @@ def open_model(order: StageOrder, store: ModelStore, rows: list[dict[str, Any]])
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     prepare(model, tokenizer)
     if base is not None and _is_adapter(source):
-        return Opened(PeftModel.from_pretrained(model, source, is_trainable=True), tokenizer, _named(order, store, base))
+        return Opened(
+            PeftModel.from_pretrained(model, source, is_trainable=True), tokenizer, _named(order, store, base)
+        )
     if order.lora is not None:
         return Opened(get_peft_model(model, _lora(order)), tokenizer, _named(order, store, source))
     return Opened(model, tokenizer, None)
@@ -82,7 +84,11 @@ def _load(order: StageOrder, folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, **common)
     names = dict(enumerate(outcome.value for outcome in SCORED))
     return AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=len(names), id2label=names, label2id={name: index for index, name in names.items()}, **common
+        folder,
+        num_labels=len(names),
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        **common,
     )
 
 

@@ -12,7 +12,6 @@ import json
 import random
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +67,11 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
     write_model(opened, out)
     probes = probe(order, opened)
     result = {
-        "metrics": {**run.metrics, "seconds": round(time.monotonic() - started, 2), "peak_rss_bytes": peak_rss()},
+        "metrics": {
+            **run.metrics,
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_rss_bytes": peak_rss(),
+        },
         "format": "full" if opened.base is None else "adapter",
         "base": opened.base,
         "probes": [probe.model_dump() for probe in probes],

@@ -42,7 +42,11 @@ def train_on_answers(
 
 
 def _train_examples(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example], optim: Optim, run: Run
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    optim: Optim,
+    run: Run,
 ) -> None:
     def objective(rows: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         batch = collate([examples[row] for row in rows], tokenizer.pad_token_id, model.device)
@@ -102,15 +106,27 @@ def train_preference(
     the stage starts; its log-probabilities are kept in `reference_file`, so a resumed run uses the same ones.
     """
     chosen = encode_chats(tokenizer, [_chosen(row) for row in rows], stage.optim.max_length)
-    rejected_rows = {index: _turns(row["query"], row["rejected"]) for index, row in enumerate(rows) if row.get("rejected")}
-    rejected = dict(
-        zip(rejected_rows, encode_chats(tokenizer, list(rejected_rows.values()), stage.optim.max_length), strict=True)
-    ) if rejected_rows else {}
+    rejected_rows = {
+        index: _turns(row["query"], row["rejected"]) for index, row in enumerate(rows) if row.get("rejected")
+    }
+    rejected = (
+        dict(
+            zip(
+                rejected_rows,
+                encode_chats(tokenizer, list(rejected_rows.values()), stage.optim.max_length),
+                strict=True,
+            )
+        )
+        if rejected_rows
+        else {}
+    )
     reference = _reference_gaps(model, tokenizer, chosen, rejected, reference_file)
 
     def objective(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         pairs = [index for index in indices if index in rejected]
-        batch = collate([chosen[i] for i in indices] + [rejected[i] for i in pairs], tokenizer.pad_token_id, model.device)
+        batch = collate(
+            [chosen[i] for i in indices] + [rejected[i] for i in pairs], tokenizer.pad_token_id, model.device
+        )
         logprob_N, row_N = token_logprobs(model, batch)
         is_chosen_N = row_N < len(indices)
         weight_B = torch.tensor(
@@ -129,9 +145,14 @@ def train_preference(
         figures = {"margin": float(margin.mean()), "preferred": float((margin > 0).float().mean())}
         return loss + dpo_loss(gap_P, reference_P, stage.beta) / len(pairs), figures
 
-    lengths = [len(chosen[index].ids) + len(rejected[index].ids if index in rejected else []) for index in range(len(rows))]
+    lengths = [
+        len(chosen[index].ids) + len(rejected[index].ids if index in rejected else []) for index in range(len(rows))
+    ]
     optimise(model, lengths, objective, stage.optim, run)
-    run.metrics |= {"pairs": len(rejected), "approved_only": sum("query" in row for row in rows) - len(rejected)}
+    run.metrics |= {
+        "pairs": len(rejected),
+        "approved_only": sum("query" in row for row in rows) - len(rejected),
+    }
 
 
 def _reference_gaps(
@@ -154,9 +175,7 @@ def _reference_gaps(
 
 
 @torch.no_grad()
-def _gaps(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[Example, Example]]
-) -> Tensor:
+def _gaps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[Example, Example]]) -> Tensor:
     model.eval()
     gaps = [torch.zeros(0)]
     for start in range(0, len(pairs), 32):

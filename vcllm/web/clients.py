@@ -134,9 +134,7 @@ class RoleClient:
                 self._closed.wait(wait_s)
                 pause_s = min(2 * pause_s, 5.0)
 
-    def _ask_once(
-        self, method: str, path: str, reply: type[R], content: bytes | None, headers: dict[str, str]
-    ) -> R:
+    def _ask_once(self, method: str, path: str, reply: type[R], content: bytes | None, headers: dict[str, str]) -> R:
         if self._closed.is_set():
             raise self._was_closed()
         with self._replicas.least_busy() as address:

@@ -217,17 +217,13 @@ class ReplicaTable:
 
     def _open(self, address: Address) -> Replica:
         headers = self._headers if address.host is None else {**self._headers, "host": address.host}
-        limits = httpx.Limits(
-            max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_S
-        )
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_S)
         client = httpx.AsyncClient(
             base_url=address.url,
             headers=headers,
             timeout=self._timeout,
             limits=limits,
-            verify=address.url.startswith(
-                "https:"
-            ),  # reading the certificates takes long, for nothing without TLS
+            verify=address.url.startswith("https:"),  # reading the certificates takes long, for nothing without TLS
             trust_env=False,
         )
         return Replica(address, client)

@@ -24,9 +24,7 @@ def problem_reply(problem: Problem) -> Response:
     return _reply(problem.body(), problem.status, headers)
 
 
-def error_reply(
-    status: int, message: str, type_: str, code: str | None, param: str | None = None
-) -> Response:
+def error_reply(status: int, message: str, type_: str, code: str | None, param: str | None = None) -> Response:
     return _reply(error_body(message, type_, code, param), status, {})
 
 

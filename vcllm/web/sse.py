@@ -30,9 +30,7 @@ _UNSAFE = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0
 """Legal inside JSON, but some clients end a line there."""
 
 
-def frame(
-    data: BaseModel | Mapping[str, Any] | str, *, event: str | None = None, id: str | None = None
-) -> bytes:
+def frame(data: BaseModel | Mapping[str, Any] | str, *, event: str | None = None, id: str | None = None) -> bytes:
     """One event. A model or mapping is sent as JSON, a string as it is, a `data:` line per line."""
     match data:
         case str():
@@ -54,9 +52,7 @@ def error_frame(error: Exception) -> bytes:
     return frame(error_body(message, "server_error", "internal_error"))
 
 
-def stream_response(
-    iterator: AsyncIterator[bytes], headers: dict[str, str] | None = None
-) -> StreamingResponse:
+def stream_response(iterator: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> StreamingResponse:
     """Send the iterator's frames as they come, each item one or more whole frames.
 
     In silence a comment is sent every 15 s. When the iterator raises, an error frame ends the stream. When
