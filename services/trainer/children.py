@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 from services.trainer.context import Context
-from services.trainer.hold import Cancelled
-from vcllm.contracts.jobs import JobRecord, JobState
+from vcllm.contracts.jobs import FINISHED, JobRecord, JobState
 from vcllm.contracts.recipes import StageOrder
 
+CANCEL_S = 8.0
 LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSING, JobState.PAUSED)
 
 
@@ -37,11 +37,7 @@ class Children:
         self.start(order)
         context = self.context
         while self._find(order.version) is not None:
-            try:
-                context.hold.go_on()
-            except Cancelled:
-                self.cancel_all()
-                raise
+            context.hold.go_on()
             time.sleep(context.trainer.poll_s)
         newest = self._newest(order.version)
         if newest is not None and newest.state is not JobState.SUCCEEDED:
@@ -49,10 +45,13 @@ class Children:
         assert context.store.has(order.role, order.version), "a run that succeeded has committed its version"
 
     def cancel_all(self) -> None:
-        """Ask every run of this pipeline to end."""
+        """Ask every run of this pipeline to end, and wait until they have, for up to `CANCEL_S`."""
         for child in self._all():
             if child.state in LIVE:
                 self.context.jobs.ask_cancel(child.id)
+        deadline = time.monotonic() + CANCEL_S
+        while any(child.state not in FINISHED for child in self._all()) and time.monotonic() < deadline:
+            time.sleep(self.context.trainer.poll_s)
 
     def _find(self, version: str) -> JobRecord | None:
         newest = self._newest(version)
