@@ -102,8 +102,8 @@ class Context:
     def claim_lineage(self) -> None:
         """One pipeline at a time works on a lineage; Conflict names the job that does."""
         key = lineage_key(self.lineage)
-        holder = self.redis.get(key)
-        if holder not in (None, self.record.id) and self.redis.exists(lease_key(str(holder))):
+        holder = str(self.redis.get(key) or self.record.id)
+        if holder != self.record.id and self.redis.exists(lease_key(holder)):
             raise Conflict(f"Lineage '{self.lineage}' is being worked on by {holder}. Wait for it, or cancel it.")
         self.redis.set(key, self.record.id)
 

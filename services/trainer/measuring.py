@@ -54,8 +54,8 @@ class Measurer:
         file = self.context.folder / "answers" / f"{version}{'-prompted' if system else ''}.jsonl"
         known: dict[str, tuple[str, bool]] = {}
         if file.is_file():
-            rows = map(json.loads, file.read_text().splitlines())
-            known = {row["item"]: (row["answer"], row["complete"]) for row in rows}
+            kept = map(json.loads, file.read_text().splitlines())
+            known = {row["item"]: (row["answer"], row["complete"]) for row in kept}
         missing = [item for item in items if item.id not in known]
         for start in range(0, len(missing), CHUNK):
             part = missing[start : start + CHUNK]

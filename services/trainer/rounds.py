@@ -17,7 +17,7 @@ from vcllm.alignment.controller import next_benign_share
 from vcllm.alignment.filters import Sieve
 from vcllm.alignment.pairing import make_pair, success_share
 from vcllm.alignment.replay import choose_replay
-from vcllm.contracts.attacks import Attack, AttackGoal, AttackRequest, Cell, attack_prompt
+from vcllm.contracts.attacks import Attack, AttackGoal, AttackRequest, Cell, ItemKind, attack_prompt
 from vcllm.contracts.base import Language, digest
 from vcllm.contracts.charter import Split, TacticUse
 from vcllm.contracts.chat import ChatMessage, Completion, Sampling
@@ -177,7 +177,7 @@ class Rounds:
         goals = []
         for cell in self.archive.choose(self.cells, self.params.num_goals, chance):
             card = chance.choice([card for card in self.cards if card.subdomain == cell.subdomain])
-            kind = "benign" if chance.random() < self.benign_share else "attack"
+            kind: ItemKind = "benign" if chance.random() < self.benign_share else "attack"
             goals.append(world.goal(card, self.context.charter.tactic(cell.tactic), cell.language, kind))
         return goals
 

@@ -41,7 +41,7 @@ SFT_TEMPLATES = 4
 class World:
     """Everything the starter's stages are fed, reproducible from the charter and a seed."""
 
-    def __init__(self, charter: LoadedCharter, seed: int) -> None:
+    def __init__(self, charter: LoadedCharter, seed: int | str) -> None:
         self.charter = charter
         self.random = random.Random(f"world-{seed}")
         self.train_cards = charter.cards_of(Split.TRAIN)

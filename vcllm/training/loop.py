@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +25,8 @@ PROGRESS_EVERY_S = 1.0
 Report = Callable[[dict[str, Any]], None]
 
 
-class Objective(Protocol):
-    """What one optimiser step minimises."""
-
-    def __call__(self, rows: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        """Loss of these rows (a scalar to differentiate) and figures worth showing."""
+Objective = Callable[[Sequence[int]], tuple[Tensor, dict[str, float]]]
+"""What one optimiser step minimises: from the step's rows to a scalar to differentiate and figures worth showing."""
 
 
 @dataclass

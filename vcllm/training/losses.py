@@ -6,15 +6,16 @@ The head is applied to the N learned positions only: the (B x T x V) logits neve
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from vcllm.training.batches import Batch
 
 
-def token_logprobs(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def token_logprobs(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probability of each learned token (N) and the row it belongs to (N)."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden_BTH = core.model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False)[0]

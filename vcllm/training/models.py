@@ -32,7 +32,7 @@ class Opened:
 def open_model(order: StageOrder, store: ModelStore, rows: list[dict[str, Any]]) -> Opened:
     """The parent of the order, or a new model; `rows` make the tokenizer of a model from scratch."""
     if order.parent is None and order.base.scratch is not None:
-        tokenizer = scratch.train_tokenizer(_texts(rows), order.base.scratch.vocab_size)
+        tokenizer: Any = scratch.train_tokenizer(_texts(rows), order.base.scratch.vocab_size)
         return Opened(scratch.new_model(order.base.scratch, tokenizer), tokenizer, None)
     source, base = _sources(order, store)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
