@@ -71,6 +71,7 @@ class Supervision:
         self._socket = Path(tempfile.mkdtemp(prefix="vcllm-")) / "supervisor.sock"
         self._process: subprocess.Popen[bytes] | None = None
         self._rpc: Any = None
+        self._transport: Any = None
         self._spared: set[int] = set()
         """Children of this process that were there before."""
 
@@ -104,6 +105,8 @@ class Supervision:
 
     def stop(self) -> None:
         """End everything, in order, within `END_S`; what does not end by then is killed by its id."""
+        if self._transport is not None:
+            self._transport.close()
         if self._process is not None:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -134,8 +137,8 @@ class Supervision:
             if self._process is None or self._process.poll() is not None or time.monotonic() > until:
                 raise LaunchError(f"supervisord did not start; {self.logs / 'supervisord.out'} says why.")
             time.sleep(0.05)
-        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
-        self._rpc = ServerProxy("http://127.0.0.1", transport=transport).supervisor
+        self._transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        self._rpc = ServerProxy("http://127.0.0.1", transport=self._transport).supervisor
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
