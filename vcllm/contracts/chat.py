@@ -6,7 +6,7 @@ every other unknown field is refused by name, because ignoring it would return s
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -58,7 +58,7 @@ class ChatRequest(Contract):
     """The newer name of `max_tokens`; wins when both are given."""
     n: int = Field(default=1, ge=1, le=16)
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
