@@ -29,13 +29,19 @@ Objective = Callable[[Sequence[int]], tuple[Tensor, dict[str, float]]]
 """What one optimiser step minimises: from the step's rows to a scalar to differentiate and figures worth showing."""
 
 
+class Stopped(Exception):
+    """Somebody asked the run to stop; its checkpoint is written."""
+
+
 @dataclass
 class Run:
-    """Where a stage reports and saves."""
+    """Where a stage reports and saves, and whether it shall go on."""
 
     checkpoints: Checkpoints
     report: Report
     seed: int
+    must_stop: Callable[[], bool] = lambda: False
+    """Asked after every step."""
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,9 +63,14 @@ def optimise(model: Module, lengths: list[int], objective: Objective, optim: Opt
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         meter.tick(sum(lengths[row] for row in plan[step]), float(loss.detach()), float(norm), figures)
-        if time.monotonic() - last_saved > optim.checkpoint_every_s and step + 1 < len(plan):
+        if step + 1 == len(plan):
+            break
+        stop = run.must_stop()
+        if stop or time.monotonic() - last_saved > optim.checkpoint_every_s:
             run.checkpoints.save(step + 1, model, optimizer)
             last_saved = time.monotonic()
+        if stop:
+            raise Stopped
     run.checkpoints.save(len(plan), model, optimizer)
     run.metrics |= meter.summary()
 

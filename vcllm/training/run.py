@@ -21,6 +21,7 @@ import torch
 from transformers.utils import logging
 
 from vcllm.contracts.manifests import Probe
+from vcllm.contracts.problems import Problem
 from vcllm.contracts.recipes import (
     AttackerStage,
     CptStage,
@@ -31,14 +32,13 @@ from vcllm.contracts.recipes import (
     SftStage,
     StageOrder,
 )
+from vcllm.contracts.runs import CHECKPOINTS, DATASET, FAILED, FAULT, ORDER, OUT, RESULT, STOP, STOPPED
 from vcllm.engine.engine import greedy_texts
-from vcllm.stores.models import ModelStore, write_atomic
+from vcllm.stores.models import ModelStore, NoSpace, write_atomic
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
-from vcllm.training.loop import Run
+from vcllm.training.loop import Run, Stopped
 from vcllm.training.models import Opened, open_model, threads, write_model
-
-ORDER, DATASET, RESULT, OUT = "order.json", "dataset.jsonl", "result.json", "out"
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -56,7 +56,7 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
     random.seed(order.seed)
     torch.set_num_threads(order.threads or threads())
     opened = open_model(order, store, rows)
-    run = Run(Checkpoints(folder / "checkpoints"), report, order.seed, {"rows": len(rows)})
+    run = Run(Checkpoints(folder / CHECKPOINTS), report, order.seed, (folder / STOP).exists, {"rows": len(rows)})
     # 2  train
     train(order, opened, rows, run, folder)
     # 3  write the version, and what it says to the probes
@@ -77,7 +77,7 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
         "probes": [probe.model_dump() for probe in probes],
     }
     write_atomic(result_file, json.dumps(result).encode())
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return result
 
 
@@ -117,5 +117,11 @@ def main(argv: list[str]) -> int:
     def report(progress: dict[str, Any]) -> None:
         print(json.dumps(progress), flush=True)
 
-    run_order(folder, ModelStore(models), report)
+    try:
+        run_order(folder, ModelStore(models), report)
+    except Stopped:
+        return STOPPED
+    except (Problem, NoSpace) as error:
+        write_atomic(folder / FAULT, json.dumps({"message": str(error)}, ensure_ascii=False).encode())
+        return FAILED
     return 0
