@@ -55,7 +55,10 @@ class Optim(Contract):
 
     learning_rate: float = Field(gt=0)
     batch_tokens: int = Field(default=1536, ge=32)
-    """Tokens per optimiser step, padding included. Small models learn by steps: fewer tokens, more steps."""
+    """Tokens per optimiser step, over all devices. Small models learn by steps: fewer tokens, more steps."""
+    micro_tokens: int | None = Field(default=None, ge=32)
+    """Tokens a device computes at once; a step's gradients are accumulated over as many passes as that takes.
+    None: the whole step at once. Lower it when memory runs out; the result stays the same."""
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
     """Stop earlier than the epochs would."""
@@ -64,8 +67,26 @@ class Optim(Contract):
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=512, ge=16)
-    """Tokens of one row; longer rows are cut at the end (and counted)."""
+    """Tokens of one row; longer documents are split, longer answers cut at the end (and counted)."""
     checkpoint_every_s: float = Field(default=30.0, gt=0)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest ones stay; an older one is what a damaged one falls back to."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: about a third slower, far less memory."""
+    compile: bool = False
+    """torch.compile the model: pays for long runs on a GPU; needs a C++ compiler on a CPU."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an exponential moving average of the trained weights; None: none."""
+    publish: Literal["last", "average"] = "last"
+    """Which weights become the version, and so what generates next and what the next stage is measured against:
+    the last ones, or their moving average."""
+
+
+    @model_validator(mode="after")
+    def _average_needs_decay(self) -> Optim:
+        if self.publish == "average" and self.ema_decay is None:
+            raise ValueError('publish = "average" needs an ema_decay, such as 0.95')
+        return self
 
 
 class ImportStage(Contract):
@@ -118,19 +139,26 @@ class CriticStage(Contract):
 
 
 class AttackerStage(Contract):
-    """Weighted fine-tuning of the Attacker: on seeds first, on its own wins in the rounds."""
+    """Fine-tuning of the Attacker: on seeds first; in the rounds on its own wins, weighted by novelty, and by DPO on
+    wins over failures at the same goal."""
 
     stage: Literal["attacker"] = "attacker"
     optim: Optim
+    beta: float = Field(default=0.1, gt=0)
+    """As for the preference stage, on rows with a win and a failure."""
+    sft_weight: float = Field(default=1.0, ge=0)
+    """Weight of the supervised term on the win of such a row."""
     num_rows: int = Field(default=8000, ge=0)
     data: DataFile | None = None
 
 
 class PreferenceStage(Contract):
-    """DPO (sigmoid) plus a supervised term on chosen answers and replay."""
+    """DPO or IPO plus a supervised term on chosen answers and replay."""
 
     stage: Literal["preference"] = "preference"
     optim: Optim
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """`sigmoid`: DPO. `ipo`: stops pushing once the gap has grown by 1 / (2 beta); use where pairs are few and clear."""
     beta: float = Field(default=0.1, gt=0)
     """How hard the policy is held to the reference: higher moves less."""
     sft_weight: float = Field(default=0.5, ge=0)
@@ -183,6 +211,15 @@ class EvaluationParams(Contract):
     seed: int = 4242
 
 
+class Launch(Contract):
+    """How a training run is spread over devices; without this section it is one process."""
+
+    processes: int = Field(default=1, ge=1)
+    """On this machine, one per device."""
+    config: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.yaml$")] | None = None
+    """An `accelerate` configuration beside the recipe: FSDP, DeepSpeed, several machines. None: DDP."""
+
+
 class Recipe(Contract):
     """One pipeline, from base to report."""
 
@@ -192,6 +229,8 @@ class Recipe(Contract):
     base: Base
     lora: Lora | None = None
     """None: all weights are trained."""
+    launch: Launch | None = None
+    """None: one process on one device."""
     pretrain: PretrainStage | None = None
     cpt: CptStage | None = None
     sft: SftStage
@@ -231,6 +270,7 @@ class StageOrder(Contract):
     """The supervisor claims the lineage's approved pairs into the snapshot."""
     replayed: list[str] = Field(default_factory=list)
     """Ids of pairs of earlier rounds in the snapshot."""
+    launch: Launch | None = None
     threads: int | None = Field(default=None, ge=1)
     """Processor threads; None: all cores. Fewer when another run shares the machine."""
     recipe: Name

@@ -1,133 +1,164 @@
-"""Rows of text to padded tensors: encoding with a loss mask, and a deterministic plan of batches.
+"""Which rows make a step, and how a micro-batch of them lies in memory: end to end, without padding.
 
-Shapes: B rows, T positions of the longest row. The plan depends on the lengths, the seed and nothing else, so the
-position in it is all a checkpoint needs to remember of the data.
+Shapes: N tokens of all rows together, M learned tokens, R rows, S sequences (one a row, two where it forks).
+The plan depends on the lengths, the seed and nothing else: the step is all a checkpoint remembers of the data.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from vcllm.contracts.problems import BadRequest
+from vcllm.contracts.recipes import Optim
+from vcllm.training.corpus import Corpus
+from vcllm.training.layout import Layout
 
 POOL = 50
-"""Batches' worth of rows that are sorted by length together: little padding, still well mixed."""
+"""Steps' worth of rows that are sorted by length together: rows of like length meet, and are still well mixed."""
+
+Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Example:
-    """One encoded row. `targets[i]` says whether token i is learned."""
+class Plan:
+    """The rows of every optimiser step, over all epochs; a fraction of an epoch is a prefix of it."""
 
-    ids: list[int]
-    targets: list[bool]
-    weight: float = 1.0
+    def __init__(self, lengths: NDArray[np.int32], optim: Optim, seed: int) -> None:
+        self.lengths, self.batch_tokens, self.seed = lengths, optim.batch_tokens, seed
+        self._epoch = lru_cache(maxsize=1)(self._plan_epoch)
+        self.steps_before = [0]
+        for number in range(math.ceil(optim.epochs)):
+            if optim.max_steps and self.steps_before[-1] >= optim.max_steps:
+                break
+            share = min(1.0, optim.epochs - number)
+            steps = len(self._epoch(number))
+            self.steps_before.append(self.steps_before[-1] + max(1, round(share * steps)))
+        self.num_steps = min(self.steps_before[-1], optim.max_steps or self.steps_before[-1])
+
+    def rows(self, step: int) -> Rows:
+        """Row numbers of a step, shortest row first."""
+        epoch = next(number for number, before in enumerate(self.steps_before[1:]) if step < before)
+        return self._epoch(epoch)[step - self.steps_before[epoch]]
+
+    def epochs_of(self, step: int) -> int:
+        """The epoch a step belongs to, from 0."""
+        return next(number for number, before in enumerate(self.steps_before[1:]) if step < before)
+
+    def _plan_epoch(self, epoch: int) -> list[Rows]:
+        """Rows of like length together, at most `batch_tokens` a step, steps shuffled."""
+        chance = random.Random(f"{self.seed}-{epoch}")
+        order = np.random.default_rng(chance.getrandbits(64)).permutation(len(self.lengths))
+        mean = max(1, int(self.lengths.sum()) // max(1, len(self.lengths)))
+        pool = max(1, POOL * self.batch_tokens // mean)
+        steps: list[Rows] = []
+        for start in range(0, len(order), pool):
+            rows = order[start : start + pool]
+            steps.extend(self._cut(rows[np.argsort(self.lengths[rows], kind="stable")]))
+        chance.shuffle(steps)
+        return steps
+
+    def _cut(self, rows: Rows) -> list[Rows]:
+        ends = np.cumsum(self.lengths[rows])
+        steps, start, taken = [], 0, 0
+        while start < len(rows):
+            stop = max(start + 1, int(np.searchsorted(ends, taken + self.batch_tokens, side="right")))
+            steps.append(rows[start:stop])
+            start, taken = stop, int(ends[stop - 1])
+        return steps
+
+
+def share(rows: Rows, lengths: NDArray[np.int32], num_parts: int, part: int, micro_tokens: int) -> list[Rows]:
+    """One process's micro-batches of a step; every process gets equally many, an empty one where rows run out.
+
+    Rows are dealt longest first to whoever has fewest tokens, then cut so that no micro-batch holds more than
+    `micro_tokens` (a single longer row excepted).
+    """
+    if num_parts == 1 and int(lengths[rows].sum()) <= micro_tokens:
+        return [rows]
+    hands: list[list[int]] = [[] for _ in range(num_parts)]
+    held = [0] * num_parts
+    for row in rows[np.argsort(-lengths[rows], kind="stable")]:
+        poorest = held.index(min(held))
+        hands[poorest].append(int(row))
+        held[poorest] += int(lengths[row])
+    cut = [_cut_hand(hand, lengths, micro_tokens) for hand in hands]
+    most = max(len(batches) for batches in cut)
+    return [*cut[part], *([np.array([], np.int64)] * (most - len(cut[part])))]
+
+
+def _cut_hand(hand: list[int], lengths: NDArray[np.int32], micro_tokens: int) -> list[Rows]:
+    batches: list[list[int]] = [[]]
+    held = 0
+    for row in reversed(hand):
+        if batches[-1] and held + lengths[row] > micro_tokens:
+            batches.append([])
+            held = 0
+        batches[-1].append(row)
+        held += int(lengths[row])
+    return [np.array(batch, np.int64) for batch in batches]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows; `targets_BT` marks the tokens that are learned (never the first of a row)."""
+    """Rows end to end. Learned token m is predicted at position `source_M[m]` of the N hidden states."""
 
-    ids_BT: Tensor
-    attention_BT: Tensor
-    targets_BT: Tensor
-    weights_B: Tensor
+    ids_N: Tensor
+    position_N: Tensor
+    layout: Layout
+    source_M: Tensor
+    target_M: Tensor
+    sequence_M: Tensor
+    """The sequence a learned token belongs to: those of row r begin at `first_R[r]`."""
+    first_R: Tensor
+    forked_R: Tensor
+    weight_R: Tensor
+    label_R: Tensor
+    last_R: Tensor
+    """Position of each row's last token, where a classifier reads."""
+    rows: tuple[int, ...]
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.rows) + int(self.forked_R.sum())
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_length: int) -> list[Example]:
-    """Language-model examples: every token is learned. Rows are `{"text"}` or `{"messages"}`."""
-    texts = render(tokenizer, rows)
-    ended = [text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token for text in texts]
-    return encode_texts(tokenizer, ended, max_length)
+def make_batch(corpus: Corpus, rows: Rows, device: torch.device) -> Batch:
+    """Lay rows end to end on `device`."""
+    table = corpus.rows[rows]
+    start, length, prefix, fork = (table[name].astype(np.int64) for name in ("start", "length", "prefix", "fork"))
+    offset = np.cumsum(length) - length
+    within = np.arange(length.sum()) - np.repeat(offset, length)
+    where = np.repeat(start, length) + within
+    second = within >= np.repeat(fork, length)
+    position = within - np.where(second, np.repeat(fork - prefix, length), 0)
+    (learned,) = np.nonzero(corpus.learned[where])
+    opens_second = within[learned] == np.repeat(fork, length)[learned]
+    source = np.where(opens_second, np.repeat(offset + prefix, length)[learned], learned) - 1
+    forked = fork < length
+    first = np.cumsum(1 + forked) - (1 + forked)
+    sequence = np.repeat(first, length)[learned] + second[learned]
+    ids = corpus.ids[where].astype(np.int64)
 
+    def tensor(values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[Example]:
-    """Rendered texts as they are; every token is learned."""
-    encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
-    return [Example(ids=ids, targets=[False] + [True] * (len(ids) - 1)) for ids in encoded]
-
-
-def encode_chats(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_length: int) -> list[Example]:
-    """Instruction examples: the last assistant turn of each row is learned, its end-of-turn token included.
-
-    Rows are `{"messages": [...], "weight": 1.0}`. BadRequest when the template puts the end of turn outside the mask.
-    """
-    chats = [row["messages"] for row in rows]
-    full = tokenizer.apply_chat_template(chats, tokenize=False)
-    prompts = tokenizer.apply_chat_template([chat[:-1] for chat in chats], tokenize=False, add_generation_prompt=True)
-    encoded = tokenizer(
-        full, add_special_tokens=False, truncation=True, max_length=max_length, return_offsets_mapping=True
+    return Batch(
+        ids_N=tensor(ids),
+        position_N=tensor(position),
+        layout=Layout(length, prefix, fork, device),
+        source_M=tensor(source),
+        target_M=tensor(ids[learned]),
+        sequence_M=tensor(sequence),
+        first_R=tensor(first),
+        forked_R=tensor(forked),
+        weight_R=tensor(table["weight"]),
+        label_R=tensor(table["label"].astype(np.int64)),
+        last_R=tensor(offset + length - 1),
+        rows=tuple(int(row) for row in rows),
     )
-    examples = []
-    for row, text, prompt, ids, offsets in zip(
-        rows, full, prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        if not text.startswith(prompt):
-            raise BadRequest("The model's chat template rewrites earlier turns; its answers cannot be marked off.")
-        targets = [start >= len(prompt) for start, _ in offsets]
-        examples.append(Example(ids=ids, targets=targets, weight=float(row.get("weight", 1.0))))
-    _check_end_of_turn(tokenizer, examples)
-    return examples
-
-
-def render(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> list[str]:
-    """Plain texts as they are, conversations through the chat template."""
-    chats = [row["messages"] for row in rows if "messages" in row]
-    rendered = iter(tokenizer.apply_chat_template(chats, tokenize=False) if chats else [])
-    return [next(rendered) if "messages" in row else row["text"] for row in rows]
-
-
-def _check_end_of_turn(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> None:
-    """A model that never learns to stop is useless: refuse before any time is spent."""
-    for example in examples[:8]:
-        learned = [token for token, target in zip(example.ids, example.targets, strict=True) if target]
-        if tokenizer.eos_token_id not in learned:
-            raise BadRequest(
-                f"The end-of-turn token {tokenizer.eos_token!r} lies outside the loss mask: the model would never "
-                "learn to stop. Check the tokenizer's chat template and eos_token, or raise max_length."
-            )
-
-
-def plan_epoch(lengths: list[int], batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
-    """Row numbers per batch: rows of like length together, at most `batch_tokens` with padding, batches shuffled."""
-    chance = random.Random(f"{seed}-{epoch}")
-    order = list(range(len(lengths)))
-    chance.shuffle(order)
-    mean = max(1, sum(lengths) // max(1, len(lengths)))
-    pool = max(1, POOL * batch_tokens // mean)
-    batches: list[list[int]] = []
-    for start in range(0, len(order), pool):
-        batches.extend(_cut(sorted(order[start : start + pool], key=lambda row: lengths[row]), lengths, batch_tokens))
-    chance.shuffle(batches)
-    return batches
-
-
-def _cut(rows: list[int], lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for row in rows:  # ascending lengths: the new row is always the longest
-        if batches and lengths[row] * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
-def collate(examples: list[Example], pad_id: int, device: torch.device) -> Batch:
-    """Right-padded tensors on `device`."""
-    width = max(len(example.ids) for example in examples)
-    ids_BT = torch.full((len(examples), width), pad_id, dtype=torch.long)
-    attention_BT = torch.zeros((len(examples), width), dtype=torch.long)
-    targets_BT = torch.zeros((len(examples), width), dtype=torch.bool)
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids_BT[row, :length] = torch.tensor(example.ids)
-        attention_BT[row, :length] = 1
-        targets_BT[row, :length] = torch.tensor(example.targets)
-    targets_BT[:, 0] = False
-    weights_B = torch.tensor([example.weight for example in examples])
-    return Batch(ids_BT.to(device), attention_BT.to(device), targets_BT.to(device), weights_B.to(device))

@@ -1,32 +1,33 @@
 """The optimiser loop every stage shares: plan, accumulate, clip, step, report, checkpoint.
 
-What a step computes is the stage's `objective`; the loop knows no loss. A killed run that is started again ends with
-the very bytes of an uninterrupted one on the same processor.
+What a step computes is the learner's; the loop knows no loss. A killed run that is started again ends with the very
+bytes of an uninterrupted one on the same processor.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import Module
 
+from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import Optim
-from vcllm.training.batches import plan_epoch
-from vcllm.training.checkpoints import Checkpoints, trained
+from vcllm.training.batches import Plan, Rows, make_batch, share
+from vcllm.training.checkpoints import Checkpoints
+from vcllm.training.corpus import Corpus
+from vcllm.training.learner import Learner, Totals
+from vcllm.training.meter import Meter, Report
+from vcllm.training.parallel import Parallel, Track
+from vcllm.training.state import Average, collect, num_trained, restore, trained
 
-PROGRESS_EVERY_S = 1.0
-
-Report = Callable[[dict[str, Any]], None]
-
-
-Objective = Callable[[Sequence[int]], tuple[Tensor, dict[str, float]]]
-"""What one optimiser step minimises: from the step's rows to a scalar to differentiate and figures worth showing."""
+METRICS = "metrics.jsonl"
 
 
 class Stopped(Exception):
@@ -35,59 +36,146 @@ class Stopped(Exception):
 
 @dataclass
 class Run:
-    """Where a stage reports and saves, and whether it shall go on."""
+    """Where a stage reports and saves, with whom it trains, and whether it shall go on."""
 
+    folder: Path
     checkpoints: Checkpoints
     report: Report
     seed: int
+    parallel: Parallel
     must_stop: Callable[[], bool] = lambda: False
     """Asked after every step."""
+    track: Track | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Goes into every checkpoint's state; a checkpoint with other notes is not this run's."""
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def optimise(model: Module, lengths: list[int], objective: Objective, optim: Optim, run: Run) -> None:
-    """Train `model` in place. `lengths[i]`: tokens of row i, for batching by length."""
-    plan = plan_steps(lengths, optim, run.seed)
-    optimizer = make_optimizer(model, optim)
-    done = run.checkpoints.restore(model, optimizer)
-    meter = Meter(run.report, len(plan), done)
+def optimise(learner: Learner, corpus: Corpus, optim: Optim, run: Run, totals: Callable[[Rows], Totals]) -> None:
+    """Train the learner's model in place. totals: what a step's sums are divided by, from its rows."""
+    # 1  what to do, with what
+    plan = Plan(corpus.lengths, optim, run.seed)
+    parallel, learner = run.parallel, learner.to(run.parallel.device)
+    if num_trained(learner) == 0:
+        raise BadRequest("Nothing would be trained: every weight is frozen. Check lora.target_modules of the recipe.")
+    if optim.ema_decay is not None and parallel.sharded:
+        raise BadRequest("ema_decay does not work with sharded weights (FSDP) yet. Leave it out, or use DDP.")
+    module, optimizer = parallel.prepare(learner, make_optimizer(learner, optim))
+    average = Average(learner, optim.ema_decay)
+    # 2  where an earlier process stopped
+    done = 0
+    if (saved := run.checkpoints.newest()) is not None and saved.state.get("notes") == run.notes:
+        restore(saved, parallel, module, optimizer, average)
+        done = saved.step
+    meter = Meter(run.report if parallel.is_main else _silent, plan.num_steps, done, run.folder / METRICS, run.track)
+    meter.loss = None if done == 0 or saved is None else saved.state["loss"]
     last_saved = time.monotonic()
-    model.train()
-    for step in range(done, len(plan)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(optim, step, len(plan))
-        with autocast(_device(model)):
-            loss, figures = objective(plan[step])
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_([value for _, value in trained(model)], optim.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        meter.tick(sum(lengths[row] for row in plan[step]), float(loss.detach()), float(norm), figures)
-        if step + 1 == len(plan):
+    module.train()
+    # 3  steps
+    for step in range(done, plan.num_steps):
+        rows = plan.rows(step)
+        figures = _step(module, optimizer, corpus, rows, totals(rows), optim, run, learning_rate(optim, step, plan))
+        average.update(learner)
+        if parallel.is_main:
+            meter.tick(int(corpus.lengths[rows].sum()), figures)
+        if step + 1 == plan.num_steps:
             break
-        stop = run.must_stop()
-        if stop or time.monotonic() - last_saved > optim.checkpoint_every_s:
-            run.checkpoints.save(step + 1, model, optimizer)
+        stop = parallel.from_main(run.must_stop())
+        if stop or parallel.from_main(time.monotonic() - last_saved > optim.checkpoint_every_s):
+            _save(step + 1, module, optimizer, average, meter, run)
             last_saved = time.monotonic()
         if stop:
             raise Stopped
-    run.checkpoints.save(len(plan), model, optimizer)
+    # 4  the end is a checkpoint, too: what follows (calibration, writing) may be cut off
+    if done < plan.num_steps:
+        _save(plan.num_steps, module, optimizer, average, meter, run)
+    if optim.publish == "average":
+        average.copy_into(learner)
+    meter.flush()
     run.metrics |= meter.summary()
 
 
-def plan_steps(lengths: list[int], optim: Optim, seed: int) -> list[list[int]]:
-    """Rows of every optimiser step, over all epochs; a fraction of an epoch is a prefix of it."""
-    plan: list[list[int]] = []
-    for epoch in range(math.ceil(optim.epochs)):
-        batches = plan_epoch(lengths, optim.batch_tokens, seed, epoch)
-        share = min(1.0, optim.epochs - epoch)
-        plan.extend(batches[: max(1, round(share * len(batches)))])
-    return plan[: optim.max_steps] if optim.max_steps else plan
+def _step(
+    module: Module,
+    optimizer: torch.optim.Optimizer,
+    corpus: Corpus,
+    rows: Rows,
+    totals: Totals,
+    optim: Optim,
+    run: Run,
+    rate: float,
+) -> dict[str, float]:
+    """One optimiser step over a step's rows, in as many micro-batches as memory asks for."""
+    parallel = run.parallel
+    micro_batches = share(rows, corpus.lengths, parallel.world, parallel.rank, optim.micro_tokens or optim.batch_tokens)
+    sums: dict[str, torch.Tensor] = {}
+    for number, micro in enumerate(micro_batches):
+        empty = len(micro) == 0  # others still have rows: take part with one that counts for nothing
+        batch = make_batch(corpus, rows[:1] if empty else micro, parallel.device)
+        with parallel.micro_batch(module, last=number + 1 == len(micro_batches)):
+            loss = module(batch, totals)
+            parallel.backward(loss * 0 if empty else loss)
+        if not empty:
+            _add(sums, {"loss": loss.detach(), **_learner(module, parallel).figures})
+    norm = parallel.clip(module, optim.clip_norm)
+    figures = _averages(parallel.sum(sums), totals)
+    _refuse_unusable(figures["loss"], norm, corpus, rows)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {**figures, "grad_norm": norm, "learning_rate": rate}
 
 
-def make_optimizer(model: Module, optim: Optim) -> torch.optim.AdamW:
+def _refuse_unusable(loss: float, norm: float, corpus: Corpus, rows: Rows) -> None:
+    """Stop before a step that would spoil the weights, or that would change none."""
+    lines = corpus.rows["line"][rows]
+    shown = ", ".join(str(line) for line in sorted(lines)[:8]) + (" and others" if len(lines) > 8 else "")
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise BadRequest(
+            f"The loss is not a number any more (loss {loss}, gradient norm {norm}) at rows {shown} of the dataset. "
+            "Training stopped before this step, the last checkpoint is good: lower the learning rate, or look at "
+            "those rows."
+        )
+    if norm == 0 and loss != 0:
+        raise BadRequest(
+            f"No gradient reaches the trained weights at rows {shown} of the dataset: nothing would be learned. "
+            "Check lora.target_modules and the weights of the rows."
+        )
+
+
+def _averages(sums: dict[str, float], totals: Totals) -> dict[str, float]:
+    """Means over tokens and pairs, from a step's sums."""
+    pairs = sums.pop("num_pairs", 0.0)
+    loss, nll = sums.pop("loss"), sums.pop("nll", None)
+    figures = {"loss": loss} | ({} if nll is None else {"nll": nll / totals.weight})
+    return figures | {name: value / max(1.0, pairs) for name, value in sums.items()}
+
+
+def _add(sums: dict[str, torch.Tensor], figures: dict[str, torch.Tensor]) -> None:
+    for name, value in figures.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _save(step: int, module: Module, optimizer: Any, average: Average, meter: Meter, run: Run) -> None:
+    tensors = collect(run.parallel, module, optimizer, average)
+    if run.parallel.is_main:
+        meter.flush()
+        run.checkpoints.save(step, tensors, {"loss": meter.loss, "notes": run.notes})
+    run.parallel.wait()
+
+
+def _learner(module: Module, parallel: Parallel) -> Learner:
+    return parallel.accelerator.unwrap_model(module) if parallel.world > 1 else module  # type: ignore[return-value]
+
+
+def _silent(_: dict[str, Any]) -> None:
+    """Only the main process speaks."""
+
+
+def make_optimizer(module: Module, optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        [value for _, value in trained(model)],
+        [value for _, value in trained(module)],
         lr=optim.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=optim.weight_decay,
@@ -95,8 +183,9 @@ def make_optimizer(model: Module, optim: Optim) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
+def learning_rate(optim: Optim, step: int, plan: Plan) -> float:
     """Linear warm-up, then cosine to a fiftieth, or constant."""
+    num_steps = plan.num_steps
     warmup = max(1, round(optim.warmup_share * num_steps))
     if step < warmup:
         return optim.learning_rate * (step + 1) / warmup
@@ -106,56 +195,8 @@ def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
     return optim.learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
 
 
-class Meter:
-    """Progress about once a second: step, tokens per second, time left, loss."""
-
-    def __init__(self, report: Report, num_steps: int, done: int) -> None:
-        self.report, self.num_steps, self.step, self.first = report, num_steps, done, done
-        self.started = self.last = time.monotonic()
-        self.tokens = 0
-        self.loss: float | None = None
-
-    def tick(self, tokens: int, loss: float, norm: float, figures: dict[str, float]) -> None:
-        self.step += 1
-        self.tokens += tokens
-        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
-        now = time.monotonic()
-        if now - self.last >= PROGRESS_EVERY_S or self.step == self.num_steps:
-            self.last = now
-            per_step = (now - self.started) / (self.step - self.first)
-            self.report(
-                {
-                    "step": self.step,
-                    "steps": self.num_steps,
-                    "tokens_per_s": round(self.tokens / (now - self.started)),
-                    "eta_s": round(per_step * (self.num_steps - self.step), 1),
-                    "loss": round(self.loss, 4),
-                    "grad_norm": round(norm, 3),
-                    **{name: round(value, 4) for name, value in figures.items()},
-                }
-            )
-
-    def summary(self) -> dict[str, Any]:
-        elapsed = max(1e-9, time.monotonic() - self.started)
-        return {
-            "steps": self.num_steps,
-            "loss": self.loss,
-            "train_seconds": round(elapsed, 2),
-            "tokens_per_s": round(self.tokens / elapsed),
-        }
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the hardware multiplies it; elsewhere emulation would be five times slower than float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def _device(model: Module) -> torch.device:
-    return next(model.parameters()).device
+def totals_of(corpus: Corpus, rows: Rows) -> Totals:
+    """Weighted learned tokens (of chosen answers where rows fork), and the number of pairs."""
+    table = corpus.rows[rows]
+    weight = float((table["weight"].astype(np.float64) * table["learned"]).sum())
+    return Totals(weight=max(weight, 1e-6), pairs=float(max(1, int(corpus.forked[rows].sum()))))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,17 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from vcllm.contracts.critiques import SCORED
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import StageOrder
 from vcllm.engine.load import fetch, prepare
+from vcllm.engine.prompts import stop_ids
 from vcllm.stores.models import ModelStore
 from vcllm.training import scratch
+from vcllm.training.parallel import has_bfloat16
+from vcllm.training.templates import give_template
 
 
 @dataclass(frozen=True)
@@ -28,30 +34,43 @@ class Opened:
     base: str | None
     """What an adapter sits on: `role/version` in the store, a folder or a hub id; None for full weights."""
 
+    @property
+    def core(self) -> Any:
+        """The transformers model, without an adapter's wrapping."""
+        return self.model.get_base_model() if self.base is not None else self.model
 
-def open_model(order: StageOrder, store: ModelStore, rows: list[dict[str, Any]]) -> Opened:
+
+def open_model(order: StageOrder, store: ModelStore, rows: Iterable[dict[str, Any]]) -> Opened:
     """The parent of the order, or a new model; `rows` make the tokenizer of a model from scratch."""
     if order.parent is None and order.base.scratch is not None:
-        tokenizer: Any = scratch.train_tokenizer(_texts(rows), order.base.scratch.vocab_size)
+        tokenizer: Any = scratch.train_tokenizer(map(_text, rows), order.base.scratch.vocab_size)
         return Opened(scratch.new_model(order.base.scratch, tokenizer), tokenizer, None)
     source, base = _sources(order, store)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     model = _load(order, base or source)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     prepare(model, tokenizer)
+    give_template(tokenizer)
     if base is not None and _is_adapter(source):
         return Opened(
             PeftModel.from_pretrained(model, source, is_trainable=True), tokenizer, _named(order, store, base)
         )
     if order.lora is not None:
-        return Opened(get_peft_model(model, _lora(order)), tokenizer, _named(order, store, source))
+        return Opened(_with_adapter(model, order), tokenizer, _named(order, store, source))
     return Opened(model, tokenizer, None)
 
 
 def write_model(opened: Opened, folder: Path) -> None:
-    """Safetensors, configuration and tokenizer; an adapter also gets its tokenizer, so that it stands alone."""
+    """Safetensors, configuration and tokenizer; an adapter also gets its tokenizer, so that it stands alone.
+
+    The generation configuration names every token that ends an answer: other programs stop where our engine does.
+    """
     opened.model.save_pretrained(folder, safe_serialization=True)
     opened.tokenizer.save_pretrained(folder)
+    if (generation := getattr(opened.model, "generation_config", None)) is not None:
+        # As JSON: transformers refuses to save a changed one that is not consistent in all else, and many are not.
+        settings = json.loads(generation.to_json_string())
+        settings["eos_token_id"] = sorted(stop_ids(opened.model, opened.tokenizer))
+        (folder / "generation_config.json").write_text(json.dumps(settings, indent=2))
     (folder / "README.md").unlink(missing_ok=True)
     if opened.base is not None and hasattr(opened.model.config, "critic_temperature"):
         opened.model.config.save_pretrained(folder)
@@ -79,7 +98,11 @@ def _sources(order: StageOrder, store: ModelStore) -> tuple[Path, Path | None]:
 
 
 def _load(order: StageOrder, folder: Path) -> Any:
-    common = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
+    """Weights that move are float32; those an adapter leaves alone take half the room where bfloat16 is native."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = order.lora is not None and device.type == "cuda" and has_bfloat16(device)
+    dtype = torch.bfloat16 if half else torch.float32
+    common: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": dtype}
     if order.stage.stage != "critic":
         return AutoModelForCausalLM.from_pretrained(folder, **common)
     names = dict(enumerate(outcome.value for outcome in SCORED))
@@ -92,7 +115,31 @@ def _load(order: StageOrder, folder: Path) -> Any:
     )
 
 
-def _lora(order: StageOrder) -> LoraConfig:
+def _with_adapter(model: Any, order: StageOrder) -> PeftModel:
+    """BadRequest when the adapter would sit nowhere, or on the output layer."""
+    assert order.lora is not None
+    wanted = order.lora.target_modules
+    try:
+        adapted: Any = get_peft_model(model, _lora(order, model))
+    except ValueError as error:  # peft's word for targets that match nothing
+        kinds = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+        raise BadRequest(
+            f"lora.target_modules = {wanted!r} matches no layer of this model. Its linear layers are: "
+            f"{', '.join(kinds)}."
+        ) from error
+    if order.stage.stage != "critic" and not _is_linear(adapted.get_base_model().get_output_embeddings()):
+        raise BadRequest(
+            f"lora.target_modules = {wanted!r} puts an adapter on the output layer, which is trained in chunks and "
+            'cannot carry one. Leave it out, or use "all-linear".'
+        )
+    return adapted
+
+
+def _is_linear(module: Any) -> bool:
+    return type(module) in (torch.nn.Linear, Conv1D)
+
+
+def _lora(order: StageOrder, model: Any) -> LoraConfig:
     assert order.lora is not None
     return LoraConfig(
         task_type=TaskType.SEQ_CLS if order.stage.stage == "critic" else TaskType.CAUSAL_LM,
@@ -100,6 +147,7 @@ def _lora(order: StageOrder) -> LoraConfig:
         lora_alpha=order.lora.alpha,
         lora_dropout=order.lora.dropout,
         target_modules=order.lora.target_modules,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 keeps weights transposed
     )
 
 
@@ -116,5 +164,5 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _texts(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["text"] if "text" in row else " ".join(turn["content"] for turn in row["messages"]) for row in rows]
+def _text(row: dict[str, Any]) -> str:
+    return row["text"] if "text" in row else " ".join(turn["content"] for turn in row["messages"])

@@ -1,25 +1,34 @@
 """One training run as a process: an order and a dataset in, a finished version out, ready to be committed.
 
     python -m vcllm.training JOB_FOLDER MODEL_STORE
+    accelerate launch ... -m vcllm.training JOB_FOLDER MODEL_STORE
+    python -m vcllm.training --show JOB_FOLDER MODEL_STORE      only the first example, what is learned of it marked
 
-The folder holds `order.json` and `dataset.jsonl`; the run adds checkpoints, then `out/` and `result.json` last.
-Progress goes to standard output, one JSON object a line. Started again after a kill, it carries on.
+The folder holds `order.json` and `dataset.jsonl`; the run adds what it learned its rows as, checkpoints and metrics,
+then `out/` and `result.json` last. Progress goes to standard output, one JSON object a line. Started again after a
+kill, it carries on.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
-import resource
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
+from vcllm.contracts.base import digest
 from vcllm.contracts.manifests import Probe
 from vcllm.contracts.problems import Problem
 from vcllm.contracts.recipes import (
@@ -27,20 +36,38 @@ from vcllm.contracts.recipes import (
     CptStage,
     CriticStage,
     ImportStage,
+    Optim,
     PreferenceStage,
     PretrainStage,
     SftStage,
     StageOrder,
 )
-from vcllm.contracts.runs import CHECKPOINTS, DATASET, FAILED, FAULT, ORDER, OUT, RESULT, STOP, STOPPED
+from vcllm.contracts.runs import (
+    CHECKPOINTS,
+    DATASET,
+    FAILED,
+    FAULT,
+    FENCED,
+    ORDER,
+    OUT,
+    RESULT,
+    STOP,
+    STOPPED,
+    TOKEN_VARIABLE,
+)
 from vcllm.engine.engine import greedy_texts
+from vcllm.stores.folders import Fenced, confirm_folder
 from vcllm.stores.models import ModelStore, NoSpace, write_atomic
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
 from vcllm.training.loop import Run, Stopped
+from vcllm.training.meter import Report, peak_rss
 from vcllm.training.models import Opened, open_model, threads, write_model
+from vcllm.training.parallel import Parallel
 
-Report = Callable[[dict[str, Any]], None]
+CLAIMED = "claimed.json"
+TRACKERS_VARIABLE = "VCLLM_TRACKERS"
+"""Environment variable: experiment trackers by accelerate's names, separated by commas."""
 
 
 def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]:
@@ -51,51 +78,92 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
     # 1  what to do, from what
     started = time.monotonic()
     order = StageOrder.model_validate_json((folder / ORDER).read_text())
-    rows = [json.loads(line) for line in (folder / DATASET).read_text().splitlines()]
-    torch.manual_seed(order.seed)
-    random.seed(order.seed)
     torch.set_num_threads(order.threads or threads())
-    opened = open_model(order, store, rows)
-    run = Run(Checkpoints(folder / CHECKPOINTS), report, order.seed, (folder / STOP).exists, {"rows": len(rows)})
+    opened, run = prepare(order, folder, store, report)
     # 2  train
-    train(order, opened, rows, run, folder)
+    train(order, opened, run, store)
     # 3  write the version, and what it says to the probes
-    out = folder / OUT
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    opened.model.eval()
-    write_model(opened, out)
-    probes = probe(order, opened)
+    if not run.parallel.is_main:
+        return {}
     result = {
-        "metrics": {
-            **run.metrics,
-            "seconds": round(time.monotonic() - started, 2),
-            "peak_rss_bytes": peak_rss(),
-        },
         "format": "full" if opened.base is None else "adapter",
         "base": opened.base,
-        "probes": [probe.model_dump() for probe in probes],
+        "probes": [probe.model_dump() for probe in finish(order, opened, folder)],
+        "metrics": {**run.metrics, "seconds": round(time.monotonic() - started, 2), "peak_rss_bytes": peak_rss()},
     }
+    confirm_folder(folder)
     write_atomic(result_file, json.dumps(result).encode())
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for leftover in (CHECKPOINTS, stages.ENCODED):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
     return result
 
 
-def train(order: StageOrder, opened: Opened, rows: stages.Rows, run: Run, folder: Path) -> None:
-    """Hand the rows to the order's stage."""
-    model, tokenizer, stage = opened.model, opened.tokenizer, order.stage
+def prepare(order: StageOrder, folder: Path, store: ModelStore, report: Report) -> tuple[Opened, Run]:
+    """The model to train, and everything a stage needs beside it."""
+    random.seed(order.seed)
+    np.random.seed(order.seed)
+    torch.manual_seed(order.seed)
+    trackers = [name for name in os.environ.get(TRACKERS_VARIABLE, "").split(",") if name]
+    parallel = Parallel(trackers, folder)
+    opened = open_model(order, store, read_rows(folder))
+    optim = getattr(order.stage, "optim", None)
+    confirm = partial(confirm_folder, folder)
+    told = _told_to_stop()
+
+    def must_stop() -> bool:
+        confirm()  # every step, so that a run whose folder has a new holder ends before the new one needs its memory
+        return told() or (folder / STOP).exists()
+
+    run = Run(
+        folder=folder,
+        checkpoints=Checkpoints(folder / CHECKPOINTS, optim.keep_checkpoints if optim else 1, confirm),
+        report=report,
+        seed=order.seed,
+        parallel=parallel,
+        must_stop=must_stop,
+        track=parallel.start_trackers(order.version, order.stage.model_dump(mode="json")) if trackers else None,
+        notes={"order": digest(order.model_dump(mode="json")), "claimed": _claimed(folder)},
+    )
+    if optim is not None:
+        _spare_memory(opened, optim)
+    return opened, run
+
+
+def train(order: StageOrder, opened: Opened, run: Run, store: ModelStore) -> None:
+    """Hand the rows to the order's stage; leaves the model's own attention in place."""
+    rows, stage = read_rows(run.folder), order.stage
+    references = store.root / f".{stages.REFERENCES}"
+    core = opened.core
+    usual = core.config._attn_implementation
     match stage:
         case ImportStage():
             return
         case PretrainStage() | CptStage():
-            stages.train_language_model(model, tokenizer, rows, stage.optim, run)
-        case SftStage() | AttackerStage():
-            stages.train_on_answers(model, tokenizer, rows, stage.optim, run)
+            stages.train_on_documents(opened, rows, stage.optim, run)
+        case SftStage():
+            stages.train_on_chats(opened, rows, stage.optim, run)
+        case AttackerStage():
+            stages.train_attacker(opened, rows, stage, run, references)
         case CriticStage():
-            stages.train_critic(model, tokenizer, rows, stage, run)
+            stages.train_critic(opened, rows, stage, run)
         case PreferenceStage():
-            reference = folder / "reference.safetensors"
-            stages.train_preference(model, tokenizer, rows, stage, run, reference)
+            stages.train_preference(opened, rows, stage, run, references)
+    run.parallel.end_trackers()
+    core.set_attn_implementation(usual)
+
+
+def finish(order: StageOrder, opened: Opened, folder: Path) -> list[Probe]:
+    """Write the version's files, all or none, and ask it the probes."""
+    out, written = folder / OUT, folder / f".{OUT}.tmp-{os.environ.get(TOKEN_VARIABLE, 'by-hand')}"
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir()
+    opened.model.eval()
+    write_model(opened, written)
+    probes = probe(order, opened)
+    confirm_folder(folder)
+    shutil.rmtree(out, ignore_errors=True)
+    os.rename(written, out)
+    return probes
 
 
 def probe(order: StageOrder, opened: Opened) -> list[Probe]:
@@ -106,13 +174,47 @@ def probe(order: StageOrder, opened: Opened) -> list[Probe]:
     return [Probe(prompt=prompt, text=text) for prompt, text in zip(order.probes, texts, strict=True)]
 
 
-def peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The dataset, row by row."""
+    with (folder / DATASET).open(encoding="utf-8") as handle:
+        yield from map(json.loads, handle)
+
+
+def show(folder: Path, store: ModelStore) -> str:
+    """The first example as the stage would learn it; trains nothing."""
+    order = StageOrder.model_validate_json((folder / ORDER).read_text())
+    opened = open_model(order, store, read_rows(folder))
+    return stages.show_first(order.stage, opened, read_rows(folder))
+
+
+def _spare_memory(opened: Opened, optim: Optim) -> None:
+    core = opened.core
+    core.config.use_cache = False
+    if optim.gradient_checkpointing:
+        core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        core.enable_input_require_grads()
+
+
+def _claimed(folder: Path) -> str | None:
+    """Which stream entries the dataset froze; a checkpoint belongs to those and no others."""
+    file = folder / CLAIMED
+    return digest(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _told_to_stop() -> Any:
+    """Whether this process was sent SIGTERM since: it checkpoints before it goes."""
+    told: list[int] = []
+    with suppress(ValueError):  # not in the main thread, as under a test's server
+        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    return lambda: bool(told)
 
 
 def main(argv: list[str]) -> int:
-    folder, models = Path(argv[0]), Path(argv[1])
     logging.disable_progress_bar()
+    if argv[:1] == ["--show"]:
+        print(show(Path(argv[1]), ModelStore(Path(argv[2]))))
+        return 0
+    folder, models = Path(argv[0]), Path(argv[1])
 
     def report(progress: dict[str, Any]) -> None:
         print(json.dumps(progress), flush=True)
@@ -121,7 +223,11 @@ def main(argv: list[str]) -> int:
         run_order(folder, ModelStore(models), report)
     except Stopped:
         return STOPPED
+    except Fenced:
+        return FENCED
     except (Problem, NoSpace) as error:
-        write_atomic(folder / FAULT, json.dumps({"message": str(error)}, ensure_ascii=False).encode())
+        print(error, file=sys.stderr)
+        with suppress(NoSpace):  # then its last words say it
+            write_atomic(folder / FAULT, json.dumps({"message": str(error)}, ensure_ascii=False).encode())
         return FAILED
     return 0

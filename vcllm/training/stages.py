@@ -1,195 +1,178 @@
-"""The stages: what each one learns from its rows. A stage gets a model and rows, and leaves the model trained.
-
-Shapes: B rows, P pairs of a step.
-"""
+"""The stages: what each one learns from its rows. A stage gets a model and rows, and leaves the model trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vcllm.contracts.critiques import SCORED
-from vcllm.contracts.recipes import CriticStage, Optim, PreferenceStage
-from vcllm.engine.scoring import critic_text
-from vcllm.training.batches import Example, collate, encode_all, encode_chats, encode_texts
-from vcllm.training.loop import Run, autocast, optimise
-from vcllm.training.losses import dpo_loss, sequence_logprobs, token_logprobs, weighted_nll
+from vcllm.contracts.recipes import AnyStage, AttackerStage, CriticStage, ImportStage, Optim, PreferenceStage
+from vcllm.training import encode
+from vcllm.training.batches import Rows as RowNumbers
+from vcllm.training.batches import make_batch
+from vcllm.training.body import choose_body
+from vcllm.training.chats import show_mask
+from vcllm.training.corpus import Corpus, Counts, write_corpus
+from vcllm.training.learner import AnswerLearner, AnswerLoss, ClassLearner, Totals
+from vcllm.training.loop import Run, optimise, totals_of
+from vcllm.training.models import Opened
+from vcllm.training.references import reference_logprobs, weights_hash
+from vcllm.training.verify import check_head
 
-Rows = list[dict[str, Any]]
+Rows = Iterable[dict[str, Any]]
+ENCODED, EXAMPLE, REFERENCES = "encoded", "example.txt", "references"
 CALIBRATION_SHARE = 0.05
 """Of the Critic's rows; never trained on, they set its temperature and its reported accuracy."""
+FEWEST_TO_CALIBRATE = 40
+"""Rows of a language; with fewer it takes the temperature of all."""
 
 
-def train_language_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, optim: Optim, run: Run
-) -> None:
+def train_on_documents(opened: Opened, rows: Rows, optim: Optim, run: Run) -> None:
     """Next-token loss on everything: pre-training and continued pre-training."""
-    _train_examples(model, tokenizer, encode_all(tokenizer, rows, optim.max_length), optim, run)
+    _train_on_answers(opened, encoded(encode.documents, opened, rows, optim, run), optim, run, AnswerLoss())
 
 
-def train_on_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, optim: Optim, run: Run
+def train_on_chats(opened: Opened, rows: Rows, optim: Optim, run: Run) -> None:
+    """Loss on what the assistant says, weighted by row: instruction fine-tuning."""
+    _train_on_answers(opened, encoded(encode.answers, opened, rows, optim, run), optim, run, AnswerLoss())
+
+
+def train_attacker(opened: Opened, rows: Rows, stage: AttackerStage, run: Run, references: Path) -> None:
+    """Wins weighted by novelty; where the same goal also failed, DPO of the win over the failure."""
+    corpus = encoded(encode.answers, opened, rows, stage.optim, run)
+    loss = AnswerLoss(beta=stage.beta, pair_weight=stage.sft_weight)
+    _train_on_answers(opened, corpus, stage.optim, run, loss, references)
+
+
+def train_preference(opened: Opened, rows: Rows, stage: PreferenceStage, run: Run, references: Path) -> None:
+    """DPO or IPO on pairs, plus supervised terms on `chosen`, on answers approved alone, and on anchor rows.
+
+    The reference is the model as it is when the stage starts.
+    """
+    corpus = encoded(encode.answers, opened, rows, stage.optim, run)
+    loss = AnswerLoss(beta=stage.beta, kind=stage.loss, pair_weight=stage.sft_weight, other_weight=stage.anchor_weight)
+    _train_on_answers(opened, corpus, stage.optim, run, loss, references)
+
+
+def train_critic(opened: Opened, rows: Rows, stage: CriticStage, run: Run) -> None:
+    """A class per outcome over (query, answer), then temperatures fitted on rows kept apart."""
+    # 1  rows kept apart are the first ones: the dataset comes shuffled
+    whole = encoded(encode.labelled, opened, encode.check_labels(rows), stage.optim, run)
+    num_kept = max(1, round(CALIBRATION_SHARE * len(whole)))
+    kept, corpus = np.arange(num_kept), Corpus(whole.ids, whole.learned, whole.rows[num_kept:], whole.counts)
+    # 2  classes weigh the same, however many rows each has
+    balance_C = class_balance(corpus.rows["label"])
+    body = choose_body(opened.model, whole, run.parallel.device)
+    learner = ClassLearner(opened.model, body, balance_C.to(run.parallel.device))
+
+    def totals(numbers: RowNumbers) -> Totals:
+        table = corpus.rows[numbers]
+        return Totals(weight=float((balance_C[table["label"].astype(np.int64)].numpy() * table["weight"]).sum()))
+
+    # 3  train
+    optimise(learner, corpus, stage.optim, run, totals)
+    # 4  calibrate
+    learner.eval()
+    with torch.no_grad(), run.parallel.autocast():
+        parts = [
+            learner.logits(make_batch(whole, part, run.parallel.device))
+            for part in np.array_split(kept, -(-num_kept // 64))
+        ]
+    logits_BC = torch.cat(parts).float().cpu()
+    labels_B = torch.from_numpy(whole.rows["label"][:num_kept].astype(np.int64))
+    calibrate(opened.model.config, logits_BC, labels_B, whole.rows["language"][:num_kept], run)
+
+
+def encoded(encoder: encode.Encoder, opened: Opened, rows: Rows, optim: Optim, run: Run) -> Corpus:
+    """The rows as tokens, written once; and the first of them in words, for a person to look at."""
+    counts = Counts()
+    if run.parallel.is_main:
+        write_corpus(run.folder / ENCODED, encoder(opened.tokenizer, rows, optim.max_length, counts), counts)
+    run.parallel.wait()
+    corpus = Corpus.open(run.folder / ENCODED)
+    run.notes["rows"] = vars(corpus.counts)
+    run.metrics |= {"rows": corpus.counts.rows, "cut": corpus.counts.cut, "dropped": corpus.counts.dropped}
+    if run.parallel.is_main:
+        (run.folder / EXAMPLE).write_text(first_example(opened.tokenizer, corpus), encoding="utf-8")
+    return corpus
+
+
+def show_first(stage: AnyStage, opened: Opened, rows: Rows) -> str:
+    """The first row as the stage would learn it."""
+    encoder = {"pretrain": encode.documents, "cpt": encode.documents, "critic": encode.labelled}.get(
+        stage.stage, encode.answers
+    )
+    if isinstance(stage, ImportStage):
+        return "Nothing is trained in this stage."
+    first = list(islice(rows, encode.AT_ONCE))
+    with TemporaryDirectory() as folder:
+        made = encoder(opened.tokenizer, first, stage.optim.max_length, counts := Counts())
+        return first_example(opened.tokenizer, write_corpus(Path(folder) / ENCODED, made, counts))
+
+
+def first_example(tokenizer: Any, corpus: Corpus) -> str:
+    """The first row as text, what is learned in ⟦ ⟧; a pair as its chosen and its rejected rendering."""
+    row = corpus.rows[0]
+    start, prefix, fork, length = (int(row[name]) for name in ("start", "prefix", "fork", "length"))
+    ids, learned = (
+        corpus.ids[start : start + length].tolist(),
+        corpus.learned[start : start + length].astype(bool).tolist(),
+    )
+    shown = show_mask(tokenizer, ids[:fork], learned[:fork]) + "\n"
+    if fork < length:
+        other = show_mask(tokenizer, ids[:prefix] + ids[fork:], learned[:prefix] + learned[fork:])
+        shown = f"chosen:\n{shown}\nrejected:\n{other}\n"
+    return shown
+
+
+def _train_on_answers(
+    opened: Opened, corpus: Corpus, optim: Optim, run: Run, loss: AnswerLoss, references: Path | None = None
 ) -> None:
-    """Loss on assistant tokens, weighted by row: instruction fine-tuning and the Attacker's updates."""
-    _train_examples(model, tokenizer, encode_chats(tokenizer, rows, optim.max_length), optim, run)
+    """The shared course of all stages but the Critic's."""
+    learner = AnswerLearner(opened.model, choose_body(opened.model, corpus, run.parallel.device), loss)
+    check_head(learner, corpus, run.parallel)
+    num_pairs = int(corpus.forked.sum())
+    if num_pairs:
+        assert references is not None, "rows that fork come to stages that have a reference"
+        run.metrics["reference"] = run.notes["reference"] = reference = weights_hash(opened.model)
+        loss.reference.update(reference_logprobs(learner, corpus, references, reference, run.parallel))
+    optimise(learner, corpus, optim, run, lambda rows: totals_of(corpus, rows))
+    if loss.pair_weight is not None:
+        run.metrics |= {"pairs": num_pairs, "singles": len(corpus) - num_pairs}
 
 
-def _train_examples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[Example],
-    optim: Optim,
-    run: Run,
-) -> None:
-    def objective(rows: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        batch = collate([examples[row] for row in rows], tokenizer.pad_token_id, model.device)
-        nll, weight = weighted_nll(*token_logprobs(model, batch), batch.weights_B)
-        return nll / weight.clamp(min=1e-6), {}
-
-    optimise(model, [len(example.ids) for example in examples], objective, optim, run)
+def class_balance(labels: np.ndarray[Any, Any]) -> Tensor:
+    """Weights (C) by which every class that occurs weighs the same in the sum over all rows."""
+    counts = torch.bincount(torch.from_numpy(labels.astype(np.int64)), minlength=len(SCORED)).clamp(min=1)
+    return (counts.sum() / (len(SCORED) * counts)).float()
 
 
-def train_critic(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, stage: CriticStage, run: Run
-) -> None:
-    """A class per outcome over (query, answer), then a temperature fitted on rows kept apart."""
-    texts = [critic_text(tokenizer, *(turn["content"] for turn in row["messages"])) for row in rows]
-    examples = encode_texts(tokenizer, texts, stage.optim.max_length)
-    label_of = {outcome.value: index for index, outcome in enumerate(SCORED)}
-    labels = torch.tensor([label_of[row["label"]] for row in rows], device=model.device)
-    num_kept = max(1, round(CALIBRATION_SHARE * len(rows)))
-    counts = torch.bincount(labels[num_kept:], minlength=len(SCORED)).clamp(min=1)
-    balance = (counts.sum() / (len(SCORED) * counts)).float()
-
-    def logits(indices: Sequence[int]) -> Tensor:
-        batch = collate([examples[row] for row in indices], tokenizer.pad_token_id, model.device)
-        return model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False).logits.float()
-
-    def objective(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        chosen = [row + num_kept for row in indices]
-        return F.cross_entropy(logits(chosen), labels[chosen], weight=balance), {}
-
-    optimise(model, [len(example.ids) for example in examples[num_kept:]], objective, stage.optim, run)
-    model.eval()
-    with torch.no_grad():
-        kept = [logits(range(start, min(start + 64, num_kept))) for start in range(0, num_kept, 64)]
-    model.config.critic_temperature = fit_temperature(torch.cat(kept), labels[:num_kept])
-    predicted = torch.cat(kept).argmax(-1)
-    run.metrics["held_out_accuracy"] = round(float((predicted == labels[:num_kept]).float().mean()), 4)
-    run.metrics["temperature"] = model.config.critic_temperature
+def calibrate(config: Any, logits_BC: Tensor, labels_B: Tensor, language_B: np.ndarray[Any, Any], run: Run) -> None:
+    """Write a temperature for all rows, and for each language with enough of them, into the model's configuration."""
+    config.critic_temperature = fit_temperature(logits_BC, labels_B)
+    by_language = {}
+    for number, name in enumerate(("zh", "en")):
+        chosen = torch.from_numpy(language_B == number)
+        if int(chosen.sum()) >= FEWEST_TO_CALIBRATE:
+            by_language[name] = fit_temperature(logits_BC[chosen], labels_B[chosen])
+    config.critic_temperatures = by_language
+    right = (logits_BC.argmax(-1) == labels_B).float().mean()
+    run.metrics |= {
+        "held_out_accuracy": round(float(right), 4),
+        "temperature": config.critic_temperature,
+        "temperatures": by_language,
+    }
 
 
 def fit_temperature(logits_BC: Tensor, labels_B: Tensor) -> float:
     """The temperature of least cross-entropy (Guo et al. 2017), over a grid from 0.5 to 5."""
     grid = [round(0.5 * 1.05**step, 3) for step in range(48)]
     return min(grid, key=lambda t: float(F.cross_entropy(logits_BC / t, labels_B)))
-
-
-def train_preference(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    stage: PreferenceStage,
-    run: Run,
-    reference_file: Path,
-) -> None:
-    """DPO on pairs, plus supervised terms on `chosen`, on answers approved alone, and on anchor rows.
-
-    rows: `{"query", "chosen", "rejected" | None}` or `{"messages"}` (anchor). The reference is the model as it is when
-    the stage starts; its log-probabilities are kept in `reference_file`, so a resumed run uses the same ones.
-    """
-    chosen = encode_chats(tokenizer, [_chosen(row) for row in rows], stage.optim.max_length)
-    rejected_rows = {
-        index: _turns(row["query"], row["rejected"]) for index, row in enumerate(rows) if row.get("rejected")
-    }
-    rejected = (
-        dict(
-            zip(
-                rejected_rows,
-                encode_chats(tokenizer, list(rejected_rows.values()), stage.optim.max_length),
-                strict=True,
-            )
-        )
-        if rejected_rows
-        else {}
-    )
-    reference = _reference_gaps(model, tokenizer, chosen, rejected, reference_file)
-
-    def objective(indices: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        pairs = [index for index in indices if index in rejected]
-        batch = collate(
-            [chosen[i] for i in indices] + [rejected[i] for i in pairs], tokenizer.pad_token_id, model.device
-        )
-        logprob_N, row_N = token_logprobs(model, batch)
-        is_chosen_N = row_N < len(indices)
-        weight_B = torch.tensor(
-            [stage.sft_weight if index in rejected else stage.anchor_weight for index in indices] + [0.0] * len(pairs),
-            device=model.device,
-        )
-        nll, _ = weighted_nll(logprob_N, row_N, weight_B)
-        loss = nll / is_chosen_N.sum().clamp(min=1)
-        if not pairs:
-            return loss, {}
-        sequence_B = sequence_logprobs(logprob_N, row_N, len(indices) + len(pairs))
-        position = {index: place for place, index in enumerate(indices)}
-        gap_P = sequence_B[[position[index] for index in pairs]] - sequence_B[len(indices) :]
-        reference_P = torch.tensor([reference[index] for index in pairs], device=model.device)
-        margin = stage.beta * (gap_P - reference_P).detach()
-        figures = {"margin": float(margin.mean()), "preferred": float((margin > 0).float().mean())}
-        return loss + dpo_loss(gap_P, reference_P, stage.beta) / len(pairs), figures
-
-    lengths = [
-        len(chosen[index].ids) + len(rejected[index].ids if index in rejected else []) for index in range(len(rows))
-    ]
-    optimise(model, lengths, objective, stage.optim, run)
-    run.metrics |= {
-        "pairs": len(rejected),
-        "approved_only": sum("query" in row for row in rows) - len(rejected),
-    }
-
-
-def _reference_gaps(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chosen: list[Example],
-    rejected: dict[int, Example],
-    file: Path,
-) -> dict[int, float]:
-    """log p(chosen) - log p(rejected) under the model as it is now, by row."""
-    if file.is_file():
-        gaps_P = load_file(file)["gaps"]
-    else:
-        gaps_P = _gaps(model, tokenizer, [(chosen[index], rejected[index]) for index in rejected])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        save_file({"gaps": gaps_P}, temporary)
-        temporary.replace(file)
-    return dict(zip(rejected, gaps_P.tolist(), strict=True))
-
-
-@torch.no_grad()
-def _gaps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[Example, Example]]) -> Tensor:
-    model.eval()
-    gaps = [torch.zeros(0)]
-    for start in range(0, len(pairs), 32):
-        part = pairs[start : start + 32]
-        batch = collate([one for one, _ in part] + [other for _, other in part], tokenizer.pad_token_id, model.device)
-        with autocast(batch.ids_BT.device):
-            sequence_B = sequence_logprobs(*token_logprobs(model, batch), 2 * len(part))
-        gaps.append(sequence_B[: len(part)] - sequence_B[len(part) :])
-    return torch.cat(gaps)
-
-
-def _chosen(row: dict[str, Any]) -> dict[str, Any]:
-    return row if "messages" in row else _turns(row["query"], row["chosen"])
-
-
-def _turns(query: str, answer: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]}

@@ -1,0 +1,198 @@
+"""One process or many: the only place that knows `accelerate`.
+
+Started plainly, a run is one process. Started by `accelerate launch` or `torchrun`, the same run is DDP, FSDP or
+DeepSpeed as their configuration says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from vcllm.contracts.problems import BadRequest
+
+Track = Callable[[dict[str, float], int], None]
+
+SHARDED = (DistributedType.FSDP,)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16; where it does not, emulation is five times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+class Parallel:
+    """This process's place among those that train together."""
+
+    def __init__(self, trackers: list[str] | None = None, folder: Path | None = None) -> None:
+        cpu = not torch.cuda.is_available()
+        device = torch.device("cpu" if cpu else "cuda")
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="bf16" if has_bfloat16(device) else "no",
+            log_with=trackers or None,
+            project_dir=None if folder is None else str(folder),
+        )
+        if self.accelerator.distributed_type is DistributedType.DEEPSPEED and _zero_stage(self.accelerator) > 2:
+            raise BadRequest("DeepSpeed ZeRO-3 hides the output layer from the chunked loss. Use ZeRO-2, or FSDP.")
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrix products run in bfloat16."""
+        return self.accelerator.mixed_precision == "bf16"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds all weights."""
+        return self.accelerator.distributed_type in SHARDED
+
+    def prepare(self, module: Module, optimizer: Optimizer) -> tuple[Module, Optimizer]:
+        """Wrapped as the launch configuration asks; unchanged for one process."""
+        return self.accelerator.prepare(module, optimizer)
+
+    def autocast(self) -> Any:
+        return self.accelerator.autocast()
+
+    @contextmanager
+    def micro_batch(self, module: Module, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of one micro-batch; gradients are exchanged in the last one of a step."""
+        with nullcontext() if last or self.world == 1 else self.accelerator.no_sync(module):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients.
+
+        Wrappers average over processes, but the losses of a step's micro-batches are parts of one sum.
+        """
+        self.accelerator.backward(loss * self.world if self.world > 1 else loss)
+
+    def clip(self, module: Module, max_norm: float) -> float:
+        """Clip gradients to a global norm; the norm before. float('nan') when a gradient is not finite."""
+        parameters = [value for value in module.parameters() if value.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(parameters, max_norm)
+        return float(norm) if norm is not None else 0.0
+
+    def sum(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        """Each figure summed over processes."""
+        if self.world > 1:
+            names = sorted(figures)
+            stacked = torch.stack([figures[name].float() for name in names]) if names else torch.zeros(0)
+            total = self.accelerator.reduce(stacked.to(self.device), "sum")
+            return dict(zip(names, total.tolist(), strict=True))
+        return {name: float(value) for name, value in figures.items()}
+
+    def from_main(self, value: Any) -> Any:
+        """What the main process says."""
+        return value if self.world == 1 else broadcast_object_list([value])[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+        return [value] if self.world == 1 else gather_object([value])
+
+    def start_trackers(self, run: str, config: dict[str, Any]) -> Track:
+        """What to hand every step's figures to. Addresses and keys come from each tracker's own environment."""
+        self.accelerator.init_trackers(run, config=_flat(config))
+        return lambda figures, step: self.accelerator.log(figures, step=step)
+
+    def end_trackers(self) -> None:
+        if self.accelerator.log_with:
+            self.accelerator.end_training()
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def full_state(self, module: Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Trained weights and the optimiser's tensors by name, whole even where they are sharded."""
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+            whole: dict[str, Any] = get_model_state_dict(module, options=options)
+            moments: dict[str, Any] = get_optimizer_state_dict(module, _raw(optimizer), options=options)
+            tensors = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
+            return {name: whole[name] for name, _ in self._moving(module)}, tensors
+        weights = {name: value.detach() for name, value in self._moving(module)}
+        names, rows = list(weights), _raw(optimizer).state_dict()["state"].items()
+        return weights, {
+            f"{names[index]}:{key}": torch.as_tensor(value) for index, row in rows for key, value in row.items()
+        }
+
+    def load_full_state(
+        self, module: Module, optimizer: Optimizer, weights: dict[str, Tensor], moments: dict[str, Tensor]
+    ) -> None:
+        """The reverse of `full_state`."""
+        raw = _raw(optimizer)
+        if self.sharded:
+            options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True, strict=False)
+            set_model_state_dict(module, dict(weights), options=options)
+            groups: dict[str, Any] = get_optimizer_state_dict(module, raw, options=options)
+            set_optimizer_state_dict(module, raw, {**groups, **moments}, options=options)
+            return
+        moving = self._moving(module)
+        with torch.no_grad():
+            for name, value in moving:
+                value.copy_(weights[name])
+        numbers = {name: index for index, (name, _) in enumerate(moving)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, moment in moments.items():
+            parameter, _, key = name.rpartition(":")
+            state.setdefault(numbers[parameter], {})[key] = moment
+        raw.load_state_dict({**raw.state_dict(), "state": state})
+
+    def _moving(self, module: Module) -> list[tuple[str, Tensor]]:
+        plain: Module = self.accelerator.unwrap_model(module)
+        return [(name, value) for name, value in plain.named_parameters() if value.requires_grad]
+
+
+def _raw(optimizer: Optimizer) -> Optimizer:
+    """The torch optimiser inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested keys joined by dots, as trackers want them."""
+    flat: dict[str, str | int | float | bool] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat
+
+
+def _zero_stage(accelerator: Accelerator) -> int:
+    plugin = accelerator.state.deepspeed_plugin
+    return 0 if plugin is None else int(plugin.zero_stage)

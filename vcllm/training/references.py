@@ -1,0 +1,91 @@
+"""Log-probabilities under the reference, which is the model as it is when a stage starts; kept on disk.
+
+They are found again by the reference's hash and the hash of a pair's tokens: by the same run after a kill, by later
+epochs, and by a later stage that replays a pair from the same reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.nn import Module
+
+from vcllm.stores.models import fsync
+from vcllm.training.batches import Rows, make_batch, share
+from vcllm.training.corpus import Corpus
+from vcllm.training.learner import AnswerLearner
+from vcllm.training.parallel import Parallel
+
+Known = dict[str, tuple[float, float]]
+"""By the hash of a pair's tokens: log-probabilities of chosen and rejected."""
+
+TOKENS_AT_ONCE = 16384
+
+
+def weights_hash(module: Module) -> str:
+    """Changes with any weight or buffer, and with nothing else."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def reference_logprobs(
+    learner: AnswerLearner, corpus: Corpus, folder: Path, reference: str, parallel: Parallel
+) -> dict[int, tuple[float, float]]:
+    """By row that forks: log-probabilities of both answers; those not yet known are computed and kept."""
+    forked = np.nonzero(corpus.forked)[0]
+    if not len(forked):
+        return {}
+    keys = [key.decode() for key in corpus.rows["key"][forked]]
+    file = folder / f"{reference}.safetensors"
+    known = _read(file)
+    missing = np.array([row for row, key in zip(forked, keys, strict=True) if key not in known], np.int64)
+    if len(missing):
+        known |= _compute(learner, corpus, missing, parallel)
+        if parallel.is_main:
+            _write(file, known)
+    parallel.wait()
+    return {int(row): known[key] for row, key in zip(forked, keys, strict=True)}
+
+
+@torch.no_grad()
+def _compute(learner: AnswerLearner, corpus: Corpus, rows: Rows, parallel: Parallel) -> Known:
+    """Every process computes its share, and all know all in the end."""
+    was_training = learner.training
+    learner.to(parallel.device).eval()
+    found: Known = {}
+    rows = rows[np.argsort(corpus.lengths[rows], kind="stable")]
+    for micro in share(rows, corpus.lengths, parallel.world, parallel.rank, TOKENS_AT_ONCE):
+        if len(micro):
+            with parallel.autocast():
+                sums_R2 = learner.logprobs(make_batch(corpus, micro, parallel.device)).view(-1, 2).float()
+            names = [key.decode() for key in corpus.rows["key"][micro]]
+            found |= {name: (one, other) for name, (one, other) in zip(names, sums_R2.tolist(), strict=True)}
+    learner.train(was_training)
+    return {name: value for part in parallel.gather_objects(found) for name, value in part.items()}
+
+
+def _read(file: Path) -> Known:
+    """Nothing when the file is not there or not whole: it can always be computed again."""
+    try:
+        tensors = load_file(file)
+        names = [bytes(row.tolist()).decode() for row in tensors["keys"]]
+        return {name: (one, other) for name, (one, other) in zip(names, tensors["logprobs"].tolist(), strict=True)}
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return {}
+
+
+def _write(file: Path, known: Known) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    keys = torch.tensor([list(name.encode()) for name in known], dtype=torch.uint8)
+    save_file({"keys": keys, "logprobs": torch.tensor(list(known.values()), dtype=torch.float32)}, temporary)
+    fsync(temporary)
+    temporary.replace(file)
