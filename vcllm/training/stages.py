@@ -38,7 +38,9 @@ def train_on_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, optim: Optim, run: Run
 ) -> None:
     """Loss on assistant tokens, weighted by row: instruction fine-tuning and the Attacker's updates."""
-    _train_examples(model, tokenizer, encode_chats(tokenizer, rows, optim.max_length), optim, run)
+    _train_examples(
+        model, tokenizer, encode_chats(tokenizer, [_chosen(row) for row in rows], optim.max_length), optim, run
+    )
 
 
 def _train_examples(
@@ -102,12 +104,12 @@ def train_preference(
 ) -> None:
     """DPO on pairs, plus supervised terms on `chosen`, on answers approved alone, and on anchor rows.
 
-    rows: `{"query", "chosen", "rejected" | None}` or `{"messages"}` (anchor). The reference is the model as it is when
+    rows: `{"prompt", "chosen", "rejected" | None}` or `{"messages"}` (anchor). The reference is the model as it is when
     the stage starts; its log-probabilities are kept in `reference_file`, so a resumed run uses the same ones.
     """
     chosen = encode_chats(tokenizer, [_chosen(row) for row in rows], stage.optim.max_length)
     rejected_rows = {
-        index: _turns(row["query"], row["rejected"]) for index, row in enumerate(rows) if row.get("rejected")
+        index: _turns(row["prompt"], row["rejected"]) for index, row in enumerate(rows) if row.get("rejected")
     }
     rejected = (
         dict(
@@ -151,7 +153,7 @@ def train_preference(
     optimise(model, lengths, objective, stage.optim, run)
     run.metrics |= {
         "pairs": len(rejected),
-        "approved_only": sum("query" in row for row in rows) - len(rejected),
+        "approved_only": sum("prompt" in row for row in rows) - len(rejected),
     }
 
 
@@ -188,8 +190,11 @@ def _gaps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: lis
 
 
 def _chosen(row: dict[str, Any]) -> dict[str, Any]:
-    return row if "messages" in row else _turns(row["query"], row["chosen"])
+    """A preference as a chat that ends in its chosen answer; a chat as it is."""
+    if "messages" in row:
+        return row
+    return {**_turns(row["prompt"], row["chosen"]), "weight": row.get("weight", 1.0)}
 
 
-def _turns(query: str, answer: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]}
+def _turns(prompt: list[dict[str, str]], answer: str) -> dict[str, Any]:
+    return {"messages": [*prompt, {"role": "assistant", "content": answer}]}
