@@ -11,10 +11,10 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vcllm.contracts.base import digest
 from vcllm.contracts.problems import BadRequest
@@ -29,6 +29,7 @@ from vcllm.data.spool import Spool
 from vcllm.stores.models import fsync, translate_full_disk
 
 Row = dict[str, Any]
+T = TypeVar("T")
 CHUNK_BYTES = 2**20
 
 
@@ -63,15 +64,20 @@ class OperatorData:
     evaluated: Contamination
     policy: Policy
     seed: int
+    go_on: Callable[[], None] = lambda: None
+    """Called for each row; raises when the work is not wanted any more."""
 
     def freeze(self, sources: Sequence[DataSource], stage: str, max_length: int) -> tuple[str, list[dict[str, Any]]]:
         """The snapshot of one pass over the sources, and the counts by set; BadRequest tells all that is wrong."""
         checks = Checks(stage, self.charter, estimated_tokens(max_length), self.evaluated, self.policy)
-        intakes = [Intake(source.file, read_set(self.path(source.file)), checks) for source in sources]
-        with ExitStack() as stack:
-            spools = [stack.enter_context(Spool(self.datasets.folder, intake)) for intake in intakes]
+        intakes = [Intake(source.file, self._watched(read_set(self.path(source.file))), checks) for source in sources]
+        with ExitStack() as stack, full_disk_told(self.datasets.folder):
+            spools = [stack.enter_context(Spool(self.datasets.folder)) for _ in intakes]
+            for spool, intake in zip(spools, intakes, strict=True):
+                spool.extend(intake)
             refuse_unusable(intakes)
-            name = self.datasets.freeze(mixed(spools, [source.weight for source in sources], self.seed))
+            rows = mixed(spools, [source.weight for source in sources], self.seed)
+            name = self.datasets.freeze(self._watched(rows))
         return name, summary(intakes)
 
     def path(self, name: str) -> Path:
@@ -80,6 +86,11 @@ class OperatorData:
         if not path.is_relative_to(self.folder.resolve()) or not path.exists():
             raise BadRequest(f"There is no data '{name}' in {self.folder}. Put it there or correct the recipe.")
         return path
+
+    def _watched(self, rows: Iterable[T]) -> Iterator[T]:
+        for row in rows:
+            self.go_on()
+            yield row
 
     def fingerprint(self, sources: Sequence[DataSource], stage: str, max_length: int) -> str:
         """Changes with anything that could change the snapshot; the files' content is told by size and time."""
@@ -105,7 +116,7 @@ def write_stream(folder: Path, chunks: Iterable[bytes], place: Callable[[str], P
     temporary = folder / f".{secrets.token_hex(8)}.tmp"
     hashed = hashlib.sha256()
     try:
-        with temporary.open("xb") as handle:
+        with full_disk_told(folder), temporary.open("xb") as handle:
             for chunk in chunks:
                 hashed.update(chunk)
                 handle.write(chunk)
@@ -113,8 +124,15 @@ def write_stream(folder: Path, chunks: Iterable[bytes], place: Callable[[str], P
             os.fsync(handle.fileno())
         os.replace(temporary, place(hashed.hexdigest()))
         fsync(folder)
-    except OSError as error:
-        raise translate_full_disk(error, folder) from error
     finally:
         temporary.unlink(missing_ok=True)
     return hashed.hexdigest()
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """A full disk is an error of its own, which says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise translate_full_disk(error, folder) from error

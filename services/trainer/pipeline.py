@@ -329,10 +329,14 @@ class Pipeline:
         """What the operator brings is held against the questions of this pipeline; the starter's own world is not."""
         context = self.context
         asked = [*self.measurer.items, *self.measurer.gate_items]
-        evaluated = Contamination((item.id, item.query) for item in asked)
-        policy = context.recipe.contamination
         return OperatorData(
-            context.settings.data, context.datasets, context.charter.hash, evaluated, policy, context.seed
+            folder=context.settings.data,
+            datasets=context.datasets,
+            charter=context.charter.hash,
+            evaluated=Contamination((item.id, item.query) for item in asked),
+            policy=context.recipe.contamination,
+            seed=context.seed,
+            go_on=context.hold.go_on,
         )
 
     def _dataset(self, stage: Fed, starter: Callable[[], Iterable[Row]]) -> str:

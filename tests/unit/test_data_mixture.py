@@ -66,7 +66,8 @@ def test_shares_add_up_to_all_rows(sizes: list[int], weights: list[float], expec
 
 def test_sets_stay_on_the_disk(tmp_path: Path):
     """A spool gives any row by number, and leaves no file behind."""
-    with Spool(tmp_path, iter(numbered("a", 100))) as spool:
+    with Spool(tmp_path) as spool:
+        spool.extend(iter(numbered("a", 100)))
         rows = list(islice(mixed([spool], [1.0], 0), 5))
 
         assert spool[99] == {"text": "a99"}

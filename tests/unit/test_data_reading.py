@@ -124,6 +124,16 @@ def test_a_line_that_would_fill_the_memory_is_skipped(tmp_path: Path, monkeypatc
     assert [row.value for row in read_set(tmp_path / "a.jsonl")] == [None, {"text": "a"}]
 
 
+def test_a_file_that_cannot_be_opened_is_a_fault(tmp_path: Path):
+    """A link to itself stands for whatever the system refuses to open."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jsonl").symlink_to("a.jsonl")
+
+    assert [(row.where, row.fault) for row in read_set(tmp_path / "set")] == [
+        ("line 1", "the file cannot be read from here on: Too many levels of symbolic links")
+    ]
+
+
 def test_parquet_reads_as_jsonl_does(tmp_path: Path):
     """What is null in a table is absent in a row."""
     assert values(write_parquet(tmp_path / "a.parquet", ROWS)) == ROWS
@@ -205,6 +215,13 @@ def test_of_a_folder_with_splits_the_training_files_are_read(tmp_path: Path):
     write_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", ROWS[1:])
 
     assert values(tmp_path / "set") == ROWS[:1]
+
+
+def test_a_name_that_only_begins_like_a_split_is_none(tmp_path: Path):
+    """`testimony` is not a test split."""
+    write_jsonl(tmp_path / "set" / "testimony.jsonl", ROWS)
+
+    assert values(tmp_path / "set") == ROWS
 
 
 def test_a_folder_with_nothing_but_a_test_split_is_refused(tmp_path: Path):

@@ -115,6 +115,8 @@ def test_one_of_our_own_pairs_becomes_a_preference_with_its_id():
          ("/prompt", "is missing: give it, or whole conversations as 'chosen' and 'rejected'")),
         ({"chosen": [USER, ASSISTANT], "rejected": [{**USER, "content": "How?"}, OTHER]},
          ("/chosen", "shares no user turn with 'rejected': both must begin with the same conversation")),
+        ({**own_pair().model_dump(mode="json"), "card": "\ud800"},
+         ("", "holds half a character (an unpaired surrogate): write it again")),
         ({**own_pair().model_dump(mode="json"), "goal": -1},
          ("/goal", "not a pair: Input should be greater than or equal to 0")),
     ],

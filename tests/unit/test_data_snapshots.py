@@ -135,6 +135,21 @@ def test_operator_data_stays_below_its_folder(tmp_path: Path, name: str):
         operator_data(tmp_path).freeze([DataSource(file=name)], "sft", 512)
 
 
+def test_taking_data_in_ends_when_the_job_is_cancelled(tmp_path: Path):
+    """Gigabytes need not be read to their end first; nothing half read stays."""
+    asked: list[int] = []
+
+    def go_on() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    write(tmp_path / "data" / "a.jsonl", *chats("a", 100))
+    with pytest.raises(KeyboardInterrupt):
+        operator_data(tmp_path, go_on=go_on).freeze([DataSource(file="a.jsonl")], "sft", 512)
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
 def test_a_changed_file_changes_the_fingerprint(tmp_path: Path):
     """What was taken in once is used again only while nothing it depends on has changed."""
     file, sources = write(tmp_path / "data" / "a.jsonl", *chats("a", 3)), [DataSource(file="a.jsonl")]

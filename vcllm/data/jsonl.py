@@ -30,17 +30,20 @@ class Found:
 
 
 def read_jsonl(file: Path) -> Iterator[Found]:
-    with file.open("rb") as handle:
-        for number, line in enumerate(_lines(handle), start=1):
-            where = f"line {number}"
-            if line is None:
-                yield Found(where, fault=f"is longer than {MAX_LINE_BYTES // 2**20} MiB")
-                continue
-            if number == 1 and line.startswith(UTF16):
-                yield Found(where, fault="the file is UTF-16: save it as UTF-8")
-                return
-            if content := line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
-                yield parse(content, where)
+    number = 0
+    try:
+        with file.open("rb") as handle:
+            for number, line in enumerate(_lines(handle), start=1):
+                where = f"line {number}"
+                if line is None:
+                    yield Found(where, fault=f"is longer than {MAX_LINE_BYTES // 2**20} MiB")
+                elif number == 1 and line.startswith(UTF16):
+                    yield Found(where, fault="the file is UTF-16: save it as UTF-8")
+                    return
+                elif content := line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
+                    yield parse(content, where)
+    except OSError as error:
+        yield Found(f"line {number + 1}", fault=f"the file cannot be read from here on: {error.strerror or error}")
 
 
 def parse(content: bytes, where: str) -> Found:

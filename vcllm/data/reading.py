@@ -6,6 +6,7 @@ Everything is read from the disk, row by row; nothing is fetched and no code of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from vcllm.data.tables import read_arrow, read_parquet
 SPLIT = "train"
 READERS: dict[str, Callable[[Path], Iterator[Found]]] = {".jsonl": read_jsonl, ".parquet": read_parquet}
 FORMATS = "a .jsonl or .parquet file, a folder of them, or a folder made by `datasets` with save_to_disk"
-OTHER_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
-"""Files whose names begin like this are never trained on."""
+NAMED_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=[-._])")
+"""How a file's name says to which split it belongs; only `train` is trained on."""
 
 
 def read_set(path: Path) -> Iterator[Found]:
@@ -77,14 +78,13 @@ def _files(folder: Path) -> list[Path]:
     """The folder's data files, by name; those of the training split where names tell splits apart."""
     places = (folder, folder / "data")
     files = sorted(file for place in places for suffix in READERS for file in place.glob(f"*{suffix}"))
-    train = [file for file in files if file.name.startswith(SPLIT)]
-    unnamed = [file for file in files if not file.name.startswith(OTHER_SPLITS)]
+    splits = [named[1] if (named := NAMED_SPLIT.match(file.name)) else None for file in files]
     if not files:
         raise BadRequest(f"{folder.name} holds no data. Bring {FORMATS}.")
-    if not train and len(unnamed) < len(files):
+    if SPLIT not in splits and any(splits):
         names = ", ".join(file.name for file in files[:5])
         raise BadRequest(f"{folder.name} has no file of the split '{SPLIT}' (found: {names}). Name the file you mean.")
-    return train or files
+    return [file for file, split in zip(files, splits, strict=True) if split == SPLIT] or files
 
 
 def _read_files(files: list[Path], reader: Callable[[Path], Callable[[Path], Iterator[Found]]]) -> Iterator[Found]:

@@ -25,6 +25,7 @@ Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 LABELS = tuple(outcome.value for outcome in SCORED)
 MAX_WEIGHT = 1e6
+HALF_CHARACTER = "holds half a character (an unpaired surrogate): write it again"
 SURROGATE = re.compile("[\ud800-\udfff]")
 KINDS = {"pair": "preference", "preference": "preference", "completion": "chat", "chat": "chat", "document": "document"}
 """What each shape becomes; where a row could be several, the first is meant."""
@@ -189,9 +190,11 @@ class _Reader:
             return {}
         if self.charter is not None and pair.provenance.charter != self.charter:
             self.fault("/provenance/charter", other_charter(pair.provenance.charter, self.charter))
-        row = preference_row(pair)
-        for key in ("query", "chosen", "rejected"):
-            self.text(self.raw.get(key, ""), f"/{key}")
+        try:
+            row = preference_row(pair)
+        except UnicodeEncodeError:  # its id is a hash of all it holds
+            self.fault("", HALF_CHARACTER)
+            return {}
         return self.weighed(row)
 
     # Parts of a row.
@@ -208,7 +211,7 @@ class _Reader:
             self.fault(pointer, f"must be text, is {_name(value)}")
             return ""
         if not value.isascii() and SURROGATE.search(value):
-            self.fault(pointer, "holds half a character (an unpaired surrogate): write it again")
+            self.fault(pointer, HALF_CHARACTER)
         return value
 
     def turns(self, value: Any, pointer: str) -> list[Row]:

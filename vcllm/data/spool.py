@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,14 +17,16 @@ from vcllm.data.shapes import Row
 class Spool:
     """Rows in a file without a name below `folder`; it is gone when the spool is closed."""
 
-    def __init__(self, folder: Path, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         self._starts = array("Q")
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        self._file.seek(0, os.SEEK_END)
         for row in rows:
             self._starts.append(self._file.tell())
             self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -32,9 +35,6 @@ class Spool:
         self._file.seek(self._starts[number])
         row: Row = json.loads(self._file.readline())
         return row
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[number] for number in range(len(self)))
 
     def __enter__(self) -> Self:
         return self
