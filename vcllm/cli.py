@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vcllm import __version__
-from vcllm.commands import charter, chat, demo, evaluation, jobs, keys, models, recipe, secrets, up
+from vcllm.commands import charter, chat, data, demo, evaluation, jobs, keys, models, recipe, secrets, up
 from vcllm.commands.errors import sentence
 
 
@@ -58,6 +58,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(charter.app, name="charter")
+app.add_typer(data.app, name="data")
 app.add_typer(recipe.app, name="recipe")
 
 

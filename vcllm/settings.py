@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     charters: Path | None = None
     """A folder of charters beside the shipped one; None: only the shipped one."""
     data: Path = Path("data")
-    """The operator's own JSONL files, named by recipes."""
+    """The operator's own data, named by recipes."""
     attacker_urls: str = "http://127.0.0.1:8101"
     """Comma-separated addresses; a host name with several addresses counts as several replicas."""
     actor_urls: str = "http://127.0.0.1:8201"

@@ -12,11 +12,9 @@ from services.trainer.context import Context
 from vcllm.contracts.chat import ChatMessage, Sampling
 from vcllm.contracts.evaluation import EvalItem, Judgement, StageMeasures
 from vcllm.evaluation.measures import choose_examples, measure_stage
-from vcllm.starter.suite import evaluation_items, rule, with_system_prompt
+from vcllm.starter.suite import items_of_run, rule, with_system_prompt
 from vcllm.stores.models import write_atomic
 
-GATE_SHARE = 0.3
-"""The gate asks this share of the report's number of items; it decides on the dev split, never on the test split."""
 CHUNK = 1024
 """Answers kept at a time: what a crash may cost."""
 
@@ -26,11 +24,7 @@ class Measurer:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        params = context.recipe.evaluation
-        charter = context.charter
-        self.items = evaluation_items(charter, params.split, params.num_items, params.seed)
-        num_gate = max(10, round(GATE_SHARE * params.num_items))
-        self.gate_items = evaluation_items(charter, "dev", num_gate, params.seed + 1)
+        self.items, self.gate_items = items_of_run(context.charter, context.recipe.evaluation)
         self.examples = choose_examples(self.items)
 
     def report_figures(self, version: str, system: bool = False) -> StageMeasures:

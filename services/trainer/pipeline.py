@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from redis import Redis
 
 from services.trainer.children import Children
 from services.trainer.context import Context
-from services.trainer.datasets import read_operator_data
+from services.trainer.datasets import OperatorData, Row
 from services.trainer.hold import Cancelled, Hold
 from services.trainer.measuring import Measurer
 from services.trainer.reporting import make_report
@@ -28,11 +29,23 @@ from vcllm.contracts.evaluation import RoundSummary, StageResult
 from vcllm.contracts.jobs import JobRecord
 from vcllm.contracts.manifests import GateVerdict, Role
 from vcllm.contracts.problems import BadRequest
-from vcllm.contracts.recipes import AnyStage, ImportStage, SftStage, StageOrder
+from vcllm.contracts.recipes import (
+    AnyStage,
+    AttackerStage,
+    CptStage,
+    CriticStage,
+    ImportStage,
+    PretrainStage,
+    SftStage,
+    StageOrder,
+)
+from vcllm.data.contamination import Contamination
 from vcllm.evaluation.report import write_report
 from vcllm.recipes import stage_names
 from vcllm.settings import Settings
 
+Fed = PretrainStage | CptStage | SftStage | CriticStage | AttackerStage
+"""Stages whose data the operator may bring."""
 NUM_PROBES = 4
 """Prompts by which servers recognise a version."""
 
@@ -61,6 +74,7 @@ class Pipeline:
         names = stage_names(context.recipe)
         wanted = context.record.request.get("stage")
         try:
+            self._take_in(names if wanted is None else [wanted])
             for name in names if wanted is None else [wanted]:
                 context.hold.go_on()
                 self._run(name)
@@ -172,36 +186,34 @@ class Pipeline:
         self.children.start(self._order_attacker())
 
     def _order_base(self) -> StageOrder:
-        recipe, world = self.context.recipe, self.context.world("base")
-        if recipe.pretrain is None:
-            return self._order(ImportStage(), "actor", "base", None, [], alone=True)
-        stage = recipe.pretrain
-        rows = self._operator_rows(stage.data) or list(world.base_corpus(stage.num_docs))
-        return self._order(stage, "actor", "base", None, rows, alone=True)
+        stage, world = self.context.recipe.pretrain, self.context.world("base")
+        if stage is None:
+            return self._order(ImportStage(), "actor", "base", None, self.context.datasets.freeze([]), alone=True)
+        dataset = self._dataset(stage, lambda: world.base_corpus(stage.num_docs))
+        return self._order(stage, "actor", "base", None, dataset, alone=True)
 
     def _order_cpt(self) -> StageOrder:
         stage = self.context.recipe.cpt
         assert stage is not None, "asked for only when the recipe has it"
         scratch = self.context.recipe.base.scratch is not None
-        rows = self._operator_rows(stage.data) or self.context.world("cpt").cpt_corpus(
-            stage.num_docs, stage.num_replay if scratch else 0
-        )
-        return self._order(stage, "actor", "cpt", "base", rows)
+        world, num_replay = self.context.world("cpt"), stage.num_replay if scratch else 0
+        dataset = self._dataset(stage, lambda: world.cpt_corpus(stage.num_docs, num_replay))
+        return self._order(stage, "actor", "cpt", "base", dataset)
 
     def _order_sft(self) -> StageOrder:
         stage = self.context.recipe.sft
         parent = "base" if self.context.recipe.cpt is None else "cpt"
-        return self._order(stage, "actor", "sft", parent, self._sft_rows(stage, "sft"))
+        return self._order(stage, "actor", "sft", parent, self._sft_dataset(stage, "sft"))
 
     def _order_critic(self) -> StageOrder:
-        stage = self.context.recipe.critic
-        rows = self._operator_rows(stage.data) or self.context.world("critic").critic_rows(stage.num_rows)
-        return self._order(stage, "critic", "critic", "base", rows)
+        stage, world = self.context.recipe.critic, self.context.world("critic")
+        dataset = self._dataset(stage, lambda: world.critic_rows(stage.num_rows))
+        return self._order(stage, "critic", "critic", "base", dataset)
 
     def _order_attacker(self) -> StageOrder:
-        stage = self.context.recipe.attacker
-        rows = self._operator_rows(stage.data) or self.context.world("attacker").attacker_rows(stage.num_rows)
-        return self._order(stage, "attacker", "attacker", "base", rows)
+        stage, world = self.context.recipe.attacker, self.context.world("attacker")
+        dataset = self._dataset(stage, lambda: world.attacker_rows(stage.num_rows))
+        return self._order(stage, "attacker", "attacker", "base", dataset)
 
     def _orders_of_round(self, played: Played, parent: str) -> tuple[StageOrder, StageOrder]:
         params, number = self.context.recipe.rounds, played.number
@@ -212,18 +224,17 @@ class Pipeline:
             "actor",
             f"r{number}",
             parent.removeprefix(f"{self.context.lineage}-"),
-            anchors,
+            self.context.datasets.freeze(anchors),
             round_number=number,
             claims_pairs=True,
             replayed=self.rounds.replay(number, len(played.pairs)),
         )
-        rows = self.rounds.attacker_rows(played)
         attacker = self._order(
             params.attacker,
             "attacker",
             f"attacker-r{number}",
             self._attacker_stage(number),
-            rows,
+            self.context.datasets.freeze(self.rounds.attacker_rows(played)),
             round_number=number,
         )
         return candidate, attacker
@@ -237,7 +248,7 @@ class Pipeline:
         )
         optim = params.optim.model_copy(update={"max_steps": max(1, steps), "epochs": 1000.0})
         stage = recipe.sft.model_copy(update={"optim": optim})
-        return self._order(stage, "actor", "control", "sft", self._sft_rows(stage, "control"), alone=True)
+        return self._order(stage, "actor", "control", "sft", self._sft_dataset(stage, "control"), alone=True)
 
     def _order(
         self,
@@ -245,7 +256,7 @@ class Pipeline:
         role: Role,
         name: str,
         parent: str | None,
-        rows: list[dict[str, Any]],
+        dataset: str,
         *,
         alone: bool = False,
         round_number: int = 0,
@@ -268,7 +279,7 @@ class Pipeline:
             parent=None if parent is None else f"{parent_role}/{context.version(parent)}",
             base=context.recipe.base,
             lora=None if stage.stage in ("pretrain", "import") else context.recipe.lora,
-            dataset=context.datasets.freeze(rows),
+            dataset=dataset,
             claims_pairs=claims_pairs,
             replayed=replayed or [],
             threads=None if alone else max(1, (os.cpu_count() or 1) // 2),
@@ -278,17 +289,65 @@ class Pipeline:
             probes=self._probes(),
         )
 
-    def _sft_rows(self, stage: SftStage, purpose: str) -> list[dict[str, Any]]:
-        return self._operator_rows(stage.data) or self.context.world(purpose).sft_rows(
-            stage.num_attacks, stage.num_benign, stage.answers
-        )
-
-    def _operator_rows(self, name: str | None) -> list[dict[str, Any]]:
-        return [] if name is None else read_operator_data(self.context.settings.data, name)
-
     def _probes(self) -> list[str]:
         cards = self.context.charter.cards_of(Split.TRAIN)[: NUM_PROBES // 2]
         return [item.benign[0].question[language] for item in cards for language in ("zh", "en")]
+
+    # Data: what each stage learns from.
+
+    def _take_in(self, names: Sequence[str]) -> None:
+        """Check the operator's data of every stage before any of them runs; BadRequest tells all that is wrong."""
+        recipe, reasons = self.context.recipe, []
+        if recipe.rounds.attacker.data is not None:
+            reasons.append("[rounds.attacker] learns from the wins of its rounds: put its data into [attacker].")
+        for name in ("pretrain", "cpt", "sft", "critic", "attacker"):
+            stage: Fed | None = getattr(recipe, name)
+            wanted = name in names or (name == "sft" and "control" in names)
+            if not wanted or stage is None or stage.data is None:
+                continue
+            try:
+                self.context.tell("data", stage=name, sets=self._taken_in(stage)["sets"])
+            except BadRequest as error:
+                reasons.append(f"[{name}] {error.message}")
+        if reasons:
+            raise BadRequest(" ".join(reasons), param="recipe", code="data_invalid")
+
+    def _taken_in(self, stage: Fed) -> dict[str, Any]:
+        """The snapshot of the operator's data and its counts; what was taken in once is found again."""
+        assert stage.data is not None, "asked for only when the recipe names data"
+        context, max_length = self.context, stage.optim.max_length
+        name = f"data/{self.operator_data.fingerprint(stage.data, stage.stage, max_length)}.json"
+        kept = context.recall(name)
+        if kept is None or not context.datasets.path(kept["dataset"]).is_file():
+            dataset, sets = self.operator_data.freeze(stage.data, stage.stage, max_length)
+            kept = {"dataset": dataset, "sets": sets}
+            context.keep(name, kept)
+        return dict(kept)
+
+    @cached_property
+    def operator_data(self) -> OperatorData:
+        """What the operator brings is held against the questions of this pipeline; the starter's own world is not."""
+        context = self.context
+        asked = [*self.measurer.items, *self.measurer.gate_items]
+        return OperatorData(
+            folder=context.settings.data,
+            datasets=context.datasets,
+            charter=context.charter.hash,
+            evaluated=Contamination((item.id, item.query) for item in asked),
+            policy=context.recipe.contamination,
+            seed=context.seed,
+            go_on=context.hold.go_on,
+        )
+
+    def _dataset(self, stage: Fed, starter: Callable[[], Iterable[Row]]) -> str:
+        """The snapshot a stage learns from: the operator's data where the recipe names it, else the starter's."""
+        if stage.data is None:
+            return self.context.datasets.freeze(starter())
+        return str(self._taken_in(stage)["dataset"])
+
+    def _sft_dataset(self, stage: SftStage, purpose: str) -> str:
+        world = self.context.world(purpose)
+        return self._dataset(stage, lambda: world.sft_rows(stage.num_attacks, stage.num_benign, stage.answers))
 
     # Results, gate and promotion.
 

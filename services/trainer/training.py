@@ -15,19 +15,22 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
 from redis import Redis
 
-from services.trainer.datasets import Datasets, to_jsonl
+from services.trainer.datasets import Datasets, lines, write_stream
 from services.trainer.hold import Hold
 from services.trainer.process import die_with_parent
 from vcllm.contracts.jobs import JobRecord
 from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.pairs import Pair
+from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import StageOrder
+from vcllm.data.shapes import other_charter, preference_row
 from vcllm.settings import Settings
 from vcllm.stores.events import EventLog
 from vcllm.stores.jobs import JobStore
@@ -75,17 +78,24 @@ def prepare(order: StageOrder, folder: Path, stream: PairStream, datasets: Datas
     shutil.rmtree(folder, ignore_errors=True)
     pairs: dict[str, Pair] = stream.claim(order.version) if order.claims_pairs else {}
     earlier = {pair.id: pair for pair in stream.entries().values()} if order.replayed else {}
-    rows = [pair_row(pair) for pair in pairs.values()] + [pair_row(earlier[name]) for name in order.replayed]
-    content = to_jsonl(rows) + datasets.path(order.dataset).read_bytes()
+    used = [*pairs.values(), *(earlier[name] for name in order.replayed)]
+    refuse_other_charters(used, order)
+    content = chain(lines(map(preference_row, used)), datasets.chunks(order.dataset))
     claimed = {entry: pair.id for entry, pair in pairs.items()}
-    write_atomic(folder / "dataset.jsonl", content)
+    write_stream(folder, content, lambda _: folder / "dataset.jsonl")
     write_atomic(folder / "order.json", wanted.encode())
     write_atomic(claimed_file, json.dumps(claimed).encode())
     return claimed
 
 
-def pair_row(pair: Pair) -> dict[str, Any]:
-    return {"query": pair.query, "chosen": pair.chosen, "rejected": pair.rejected}
+def refuse_other_charters(pairs: list[Pair], order: StageOrder) -> None:
+    """What was consistent under one charter may be the opposite under another: BadRequest names both."""
+    others = [pair.provenance.charter for pair in pairs if pair.provenance.charter != order.charter]
+    if others:
+        raise BadRequest(
+            f"{len(others)} pairs of lineage '{order.lineage}' were {other_charter(others[0], order.charter)} "
+            "by starting a new lineage."
+        )
 
 
 def supervise(folder: Path, order: StageOrder, settings: Settings, hold: Hold, relay: Relay) -> None:

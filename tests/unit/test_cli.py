@@ -31,7 +31,7 @@ COMMANDS = [
     *(["demo"], ["up"], ["chat"], ["models", "list"], ["models", "rollback"], ["eval", "report"]),
     *(["jobs", name] for name in ("create", "list", "get", "watch", "cancel", "resume", "ledger")),
     *(["keys", name] for name in ("create", "list", "revoke")),
-    *(["charter", "check"], ["recipe", "check"], ["recipe", "list"]),
+    *(["charter", "check"], ["data", "check"], ["recipe", "check"], ["recipe", "list"]),
 ]
 
 
@@ -376,7 +376,15 @@ def test_a_board_gathers_progress_rounds_and_verdicts() -> None:
     assert not board.is_over
 
 
-@pytest.mark.parametrize("type_", ["state", "stage", "progress", "round", "evaluation", "gate", "log"])
+def test_a_board_says_what_was_taken_in() -> None:
+    """The operator sees what became of the rows, without looking for the event."""
+    board = Board()
+    board.take(event("data", stage="sft", sets=[{"set": "a.jsonl", "rows": 1200, "usable": 1000, "duplicates": 200}]))
+
+    assert board.messages == ["sft: a.jsonl: 1,000 of 1,200 rows usable, 200 repeated"]
+
+
+@pytest.mark.parametrize("type_", ["state", "stage", "progress", "round", "evaluation", "gate", "log", "data"])
 def test_an_event_without_data_breaks_no_display(type_: str) -> None:
     board = Board()
     board.take(event(type_))

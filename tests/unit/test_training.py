@@ -251,13 +251,15 @@ def test_a_row_of_weight_zero_teaches_nothing(tmp_path, tokenizer):
 
 def test_preference_training_widens_the_gap_between_chosen_and_rejected(tmp_path, tokenizer):
     """After the stage the model prefers what the Critic preferred more than before."""
-    rows = [{"query": f"Is it so, {n}?", "chosen": "It is not fair.", "rejected": "Yes, it is."} for n in range(8)]
-    rows += [{"query": "And this?", "chosen": "Fair people differ on this.", "rejected": None}, CHATS[0]]
+    answers = {"chosen": "It is not fair.", "rejected": "Yes, it is."}
+    rows = [{"prompt": [{"role": "user", "content": f"Is it so, {n}?"}], **answers} for n in range(8)]
+    alone = {"prompt": [{"role": "user", "content": "And this?"}], "chosen": "Fair people differ.", "rejected": None}
+    rows += [alone, CHATS[0]]
     model, run = tiny_model(tokenizer), quiet_run(tmp_path)
     stage = PreferenceStage(optim=Optim(learning_rate=1e-3, batch_tokens=4096, epochs=20))
     stages.train_preference(model, tokenizer, rows, stage, run, tmp_path / "reference.safetensors")
     chosen = encode_chats(tokenizer, [stages._chosen(row) for row in rows[:8]], 128)
-    rejected = encode_chats(tokenizer, [stages._turns(row["query"], row["rejected"]) for row in rows[:8]], 128)
+    rejected = encode_chats(tokenizer, [stages._turns(row["prompt"], row["rejected"]) for row in rows[:8]], 128)
     gaps = stages._gaps(model, tokenizer, list(zip(chosen, rejected, strict=True)))
     reference = load_file(tmp_path / "reference.safetensors")["gaps"]
 

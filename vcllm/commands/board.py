@@ -96,6 +96,8 @@ class Board:
                 read_figures(self._row(stage), data)
             case "gate":
                 self._gate(data)
+            case "data":
+                self.messages.extend(told_data(data))
             case "log":
                 self.messages.append(str(data.get("message", "")))
 
@@ -145,6 +147,22 @@ class Board:
 
     def _row(self, stage: str) -> Figures:
         return self.figures.setdefault(stage, Figures(stage))
+
+
+def told_data(data: Mapping[str, Any]) -> list[str]:
+    """A line for each of the operator's sets: what a stage took in, and what it left out."""
+    words = {
+        "empty": "empty",
+        "duplicates": "repeated",
+        "too_long": "too long",
+        "contaminated": "quoting the evaluation",
+    }
+    lines = []
+    for counts in data.get("sets") or []:
+        noted = [f"{counts[name]:,} {word}" for name, word in words.items() if counts.get(name)]
+        told = ", ".join([f"{counts.get('usable', 0):,} of {counts.get('rows', 0):,} rows usable", *noted])
+        lines.append(f"{data.get('stage', '?')}: {counts.get('set', '?')}: {told}")
+    return lines
 
 
 def read_figures(row: Figures, data: Mapping[str, Any]) -> None:

@@ -102,6 +102,6 @@ class Event(Contract):
     id: str
     """Redis stream id; give it back as Last-Event-ID to carry on from there."""
     type: str
-    """`state`, `stage`, `progress`, `round`, `evaluation`, `gate`, `log`."""
+    """`state`, `stage`, `data`, `progress`, `round`, `evaluation`, `gate`, `log`."""
     time: float
     data: dict[str, Any]

@@ -7,12 +7,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from vcllm.contracts.base import Contract, Name
 
-DataFile = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\.jsonl$")]
-"""A JSONL file below the operator's data folder."""
+DataPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+"""A JSONL or Parquet file, or a folder of a saved data set, below the operator's data folder."""
+
+Contamination = Literal["refuse", "drop", "allow"]
+"""What is done with the operator's rows that quote the evaluation."""
+
+
+class DataSource(Contract):
+    """One of several sets that are mixed."""
+
+    file: DataPath
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    """Its share of the rows of a pass, relative to the other sets' weights and whatever its size."""
+
+
+def _as_sources(value: object) -> object:
+    return [{"file": value}] if isinstance(value, str) else value
+
+
+DataFile = Annotated[list[DataSource], BeforeValidator(_as_sources), Field(min_length=1, max_length=64)]
+"""The operator's own data: `"a.jsonl"`, or `[{ file = "a.jsonl", weight = 2.0 }, ...]`."""
 
 
 class Scratch(Contract):
@@ -239,6 +258,8 @@ class Recipe(Contract):
     rounds: Rounds
     control: bool = True
     """Also train plain SFT for as many steps as the rounds took, for comparison."""
+    contamination: Contamination = "refuse"
+    """Rows of the operator's data that quote the evaluation: refuse the data, drop those rows, or allow them."""
     evaluation: EvaluationParams = EvaluationParams()
 
     @model_validator(mode="after")

@@ -14,10 +14,21 @@ from vcllm.charter import LoadedCharter
 from vcllm.contracts.base import Language, digest
 from vcllm.contracts.charter import Card, Split, Tactic, TacticUse
 from vcllm.contracts.evaluation import EvalItem, Suite
+from vcllm.contracts.recipes import EvaluationParams
 from vcllm.starter.gold import Ruling, judge
+
+GATE_SHARE = 0.3
+"""The gate asks this share of the report's number of items; it decides on the dev split, never on the test split."""
 
 Combination = tuple[Card, int, Tactic, int]
 """Card, claim or benign item, tactic, template."""
+
+
+def items_of_run(charter: LoadedCharter, params: EvaluationParams) -> tuple[list[EvalItem], list[EvalItem]]:
+    """What one pipeline asks: the report's items, and the gate's."""
+    num_gate = max(10, round(GATE_SHARE * params.num_items))
+    report = evaluation_items(charter, params.split, params.num_items, params.seed)
+    return report, evaluation_items(charter, "dev", num_gate, params.seed + 1)
 
 
 def evaluation_items(charter: LoadedCharter, split: str, num_pairs: int, seed: int) -> list[EvalItem]:
