@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,11 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
     """A client of an empty Redis, as the services open it."""
     with open_redis(redis_url, patience=0) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's random model by name (`tests.tiny_models`), made once for the whole run; nobody changes it."""
+    from tests.tiny_models import save_family  # tests of services without torch share this file
+
+    return cache(lambda name: save_family(name, tmp_path_factory.mktemp("families") / name))
