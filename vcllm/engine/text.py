@@ -10,6 +10,8 @@ REPLACEMENT = "\ufffd"
 
 WINDOW = 16
 """Tokens decoded again with each new one; bounded, so that long answers stay cheap."""
+LONGEST_CHARACTER = 4
+"""Tokens; some tokenizers write unknown characters byte by byte."""
 
 
 class TextStream:
@@ -38,19 +40,24 @@ class TextStream:
         return self._until_stop(self._decode(), last)
 
     def _decode(self) -> str:
-        text = self.tokenizer.decode(self._tokens[self._start :], skip_special_tokens=True)
-        # Only the last replacement character can still become something else: an unfinished character is one.
-        settled = text.removesuffix(REPLACEMENT)
+        text = self._text(self._start)
+        # What ends the text can still become something else: an unfinished character is one, or one for each byte.
+        settled = text.rstrip(REPLACEMENT)
         new = settled[self._told :]
         self._told = max(self._told, len(settled))
         if settled == text and len(self._tokens) - self._start > WINDOW:
             self._slide()
-        return str(new)
+        return new
 
     def _slide(self) -> None:
-        """Start the window at the last token: it stays as context, as some decoders trim a text's start."""
-        self._start = len(self._tokens) - 1
-        self._told = len(self.tokenizer.decode(self._tokens[self._start :], skip_special_tokens=True))
+        """Start the window at the last whole character: it stays as context, as some decoders trim a text's start."""
+        last = len(self._tokens) - 1
+        beginnings = range(last, max(self._start, last - LONGEST_CHARACTER), -1)
+        self._start = next((start for start in beginnings if REPLACEMENT not in self._text(start)), last)
+        self._told = len(self._text(self._start))
+
+    def _text(self, start: int) -> str:
+        return str(self.tokenizer.decode(self._tokens[start:], skip_special_tokens=True))
 
     def _until_stop(self, new: str, last: bool) -> str:
         if not self.stops:
