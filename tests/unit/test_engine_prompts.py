@@ -9,7 +9,7 @@ import pytest
 from tests.fakes import tiny_causal, tiny_tokenizer
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.problems import BadRequest
-from vcllm.engine.prompts import encode, prompt_text, stop_ids
+from vcllm.engine.prompts import encode, end_of_turn_ids, prompt_text, stop_ids
 
 
 @pytest.fixture
@@ -61,3 +61,20 @@ def test_every_known_end_of_turn_stops_an_answer(tokenizer: Any) -> None:
     model.generation_config.eos_token_id = [7, 8]
 
     assert stop_ids(model, tokenizer) == {7, 8, tokenizer.convert_tokens_to_ids("<|end|>")}
+
+
+def test_what_the_template_writes_behind_an_answer_stops_one(tokenizer: Any) -> None:
+    """Though neither the configuration nor the tokenizer calls it an end; the next turn's role is none."""
+    model = tiny_causal(tokenizer)
+    model.generation_config.eos_token_id = None
+    tokenizer.eos_token = "<|pad|>"
+
+    assert end_of_turn_ids(tokenizer) == {tokenizer.convert_tokens_to_ids("<|end|>")}
+    assert stop_ids(model, tokenizer) == end_of_turn_ids(tokenizer) | {tokenizer.pad_token_id}
+
+
+def test_a_template_that_refuses_conversations_ends_none(tokenizer: Any) -> None:
+    """Loading such a model is no error; talking to it is."""
+    tokenizer.chat_template = "{{ raise_exception('No.') }}"
+
+    assert end_of_turn_ids(tokenizer) == frozenset()
