@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vcllm.contracts.problems import BadRequest
+from vcllm.training import chats
 
 POOL = 50
 """Batches' worth of rows that are sorted by length together: little padding, still well mixed."""
@@ -41,9 +41,7 @@ class Batch:
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_length: int) -> list[Example]:
     """Language-model examples: every token is learned. Rows are `{"text"}` or `{"messages"}`."""
-    texts = render(tokenizer, rows)
-    ended = [text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token for text in texts]
-    return encode_texts(tokenizer, ended, max_length)
+    return _examples(tokenizer, rows, chats.encode_documents(tokenizer, rows, max_length))
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[Example]:
@@ -53,44 +51,19 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_lengt
 
 
 def encode_chats(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], max_length: int) -> list[Example]:
-    """Instruction examples: the last assistant turn of each row is learned, its end-of-turn token included.
+    """Instruction examples: the answers of each row are learned, their ends of turn included.
 
     Rows are `{"messages": [...], "weight": 1.0}`. BadRequest when the template puts the end of turn outside the mask.
     """
-    chats = [row["messages"] for row in rows]
-    full = tokenizer.apply_chat_template(chats, tokenize=False)
-    prompts = tokenizer.apply_chat_template([chat[:-1] for chat in chats], tokenize=False, add_generation_prompt=True)
-    encoded = tokenizer(
-        full, add_special_tokens=False, truncation=True, max_length=max_length, return_offsets_mapping=True
-    )
-    examples = []
-    for row, text, prompt, ids, offsets in zip(
-        rows, full, prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        if not text.startswith(prompt):
-            raise BadRequest("The model's chat template rewrites earlier turns; its answers cannot be marked off.")
-        targets = [start >= len(prompt) for start, _ in offsets]
-        examples.append(Example(ids=ids, targets=targets, weight=float(row.get("weight", 1.0))))
-    _check_end_of_turn(tokenizer, examples)
-    return examples
+    return _examples(tokenizer, rows, chats.encode_chats(tokenizer, [row["messages"] for row in rows], max_length))
 
 
-def render(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> list[str]:
-    """Plain texts as they are, conversations through the chat template."""
-    chats = [row["messages"] for row in rows if "messages" in row]
-    rendered = iter(tokenizer.apply_chat_template(chats, tokenize=False) if chats else [])
-    return [next(rendered) if "messages" in row else row["text"] for row in rows]
-
-
-def _check_end_of_turn(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> None:
-    """A model that never learns to stop is useless: refuse before any time is spent."""
-    for example in examples[:8]:
-        learned = [token for token, target in zip(example.ids, example.targets, strict=True) if target]
-        if tokenizer.eos_token_id not in learned:
-            raise BadRequest(
-                f"The end-of-turn token {tokenizer.eos_token!r} lies outside the loss mask: the model would never "
-                "learn to stop. Check the tokenizer's chat template and eos_token, or raise max_length."
-            )
+def _examples(
+    tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], encoded: chats.Encoded[chats.Chat]
+) -> list[Example]:
+    nothing = chats.Chat([tokenizer.eos_token_id], [False])  # a dropped row keeps its number
+    kept = [chat or nothing for chat in encoded.rows]
+    return [Example(*chat, weight=float(row.get("weight", 1.0))) for row, chat in zip(rows, kept, strict=True)]
 
 
 def plan_epoch(lengths: list[int], batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
