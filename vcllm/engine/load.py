@@ -76,7 +76,6 @@ class Loader:
             folder,
             config=config,
             dtype=self.dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

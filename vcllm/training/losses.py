@@ -18,9 +18,11 @@ from vcllm.training.batches import Batch
 def token_logprobs(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Log-probability of each learned token (N) and the row it belongs to (N)."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden_BTH = core.model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False)[0]
+    hidden_BTH = core.base_model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, use_cache=False)[0]
     learned_BT = batch.targets_BT[:, 1:]
     logits_NV = core.get_output_embeddings()(hidden_BTH[:, :-1][learned_BT])
+    if (cap := getattr(core.config, "final_logit_softcapping", None)) is not None:
+        logits_NV = cap * torch.tanh(logits_NV / cap)
     target_N = batch.ids_BT[:, 1:][learned_BT]
     row_N = learned_BT.nonzero()[:, 0]
     return -F.cross_entropy(logits_NV.float(), target_N, reduction="none"), row_N

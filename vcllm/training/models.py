@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from vcllm.contracts.critiques import SCORED
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import StageOrder
 from vcllm.engine.load import fetch, prepare
+from vcllm.engine.prompts import stop_ids
 from vcllm.stores.models import ModelStore
 from vcllm.training import scratch
+from vcllm.training.templates import give_template
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,28 @@ def open_model(order: StageOrder, store: ModelStore, rows: list[dict[str, Any]])
     model = _load(order, base or source)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     prepare(model, tokenizer)
+    give_template(tokenizer)
     if base is not None and _is_adapter(source):
         return Opened(
             PeftModel.from_pretrained(model, source, is_trainable=True), tokenizer, _named(order, store, base)
         )
     if order.lora is not None:
-        return Opened(get_peft_model(model, _lora(order)), tokenizer, _named(order, store, source))
+        return Opened(get_peft_model(model, _lora(order, model)), tokenizer, _named(order, store, source))
     return Opened(model, tokenizer, None)
 
 
 def write_model(opened: Opened, folder: Path) -> None:
-    """Safetensors, configuration and tokenizer; an adapter also gets its tokenizer, so that it stands alone."""
+    """Safetensors, configuration and tokenizer; an adapter also gets its tokenizer, so that it stands alone.
+
+    The generation configuration names every token that ends an answer: other programs stop where our engine does.
+    """
     opened.model.save_pretrained(folder, safe_serialization=True)
     opened.tokenizer.save_pretrained(folder)
+    if (generation := getattr(opened.model, "generation_config", None)) is not None:
+        # As JSON: transformers refuses to save a changed one that is not consistent in all else, and many are not.
+        settings = json.loads(generation.to_json_string())
+        settings["eos_token_id"] = sorted(stop_ids(opened.model, opened.tokenizer))
+        (folder / "generation_config.json").write_text(json.dumps(settings, indent=2))
     (folder / "README.md").unlink(missing_ok=True)
     if opened.base is not None and hasattr(opened.model.config, "critic_temperature"):
         opened.model.config.save_pretrained(folder)
@@ -92,7 +105,7 @@ def _load(order: StageOrder, folder: Path) -> Any:
     )
 
 
-def _lora(order: StageOrder) -> LoraConfig:
+def _lora(order: StageOrder, model: Any) -> LoraConfig:
     assert order.lora is not None
     return LoraConfig(
         task_type=TaskType.SEQ_CLS if order.stage.stage == "critic" else TaskType.CAUSAL_LM,
@@ -100,6 +113,7 @@ def _lora(order: StageOrder) -> LoraConfig:
         lora_alpha=order.lora.alpha,
         lora_dropout=order.lora.dropout,
         target_modules=order.lora.target_modules,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 keeps weights transposed
     )
 
 
