@@ -159,7 +159,7 @@ class Parallel:
             options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True, strict=False)
             set_model_state_dict(module, dict(weights), options=options)
             groups: dict[str, Any] = get_optimizer_state_dict(module, raw, options=options)
-            set_optimizer_state_dict(module, raw, {**groups, **moments}, options=options)
+            set_optimizer_state_dict(module, raw, groups | moments, options=options)
             return
         moving = self._moving(module)
         with torch.no_grad():
