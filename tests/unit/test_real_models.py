@@ -44,7 +44,7 @@ CHATS = [
     for query, answer in zip(PROBES, ANSWERS, strict=True)
 ]
 PAIRS = [
-    {"query": query, "chosen": answer, "rejected": "No one may, 不行。"}
+    {"prompt": [{"role": "user", "content": query}], "chosen": answer, "rejected": "No one may, 不行。"}
     for query, answer in zip(PROBES, ANSWERS, strict=True)
 ]
 TEXTS = [{"text": "The council of the valley met by the river."}, {"text": "河谷的议会在水边开会。"}, CHATS[0]]
