@@ -204,12 +204,15 @@ def _eager(
     rows, num_heads, width, size = q.shape
     num_keys = k.shape[1]
     stacked = q.reshape(rows * num_keys, num_heads // num_keys * width, size)
-    scores = torch.bmm(stacked, k.flatten(0, 1).transpose(1, 2)).view(rows, num_heads, width, width)
-    scores = scores * scaling if softcap is None else torch.tanh(scores * (scaling / softcap)) * softcap
-    weights = torch.softmax(scores + bias[:, None], dim=-1, dtype=torch.float32).to(v.dtype)
+    turned = k.flatten(0, 1).transpose(1, 2)
+    seen = bias[:, None].expand(rows, num_heads, width, width).reshape(rows * num_keys, -1, width)
+    if softcap is None:
+        scores = torch.baddbmm(seen.to(q.dtype), stacked, turned, alpha=scaling)
+    else:
+        scores = torch.tanh(torch.bmm(stacked, turned) * (scaling / softcap)) * softcap + seen
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
     weights = F.dropout(weights, dropout) if dropout else weights
-    out = torch.bmm(weights.view(stacked.shape[0], -1, width), v.flatten(0, 1))
-    return out.view(rows, num_heads, width, -1)
+    return torch.bmm(weights, v.flatten(0, 1)).view(rows, num_heads, width, -1)
 
 
 def _fused(

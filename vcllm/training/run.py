@@ -32,6 +32,7 @@ from vcllm.contracts.base import digest
 from vcllm.contracts.manifests import Probe
 from vcllm.contracts.problems import Problem
 from vcllm.contracts.recipes import (
+    AnyStage,
     AttackerStage,
     CptStage,
     CriticStage,
@@ -60,6 +61,7 @@ from vcllm.stores.folders import Fenced, confirm_folder
 from vcllm.stores.models import ModelStore, NoSpace, write_atomic
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
+from vcllm.training.kernels import fast_norms
 from vcllm.training.loop import Run, Stopped
 from vcllm.training.meter import Report, peak_rss
 from vcllm.training.models import Opened, open_model, threads, write_model
@@ -131,10 +133,16 @@ def prepare(order: StageOrder, folder: Path, store: ModelStore, report: Report) 
 
 def train(order: StageOrder, opened: Opened, run: Run, store: ModelStore) -> None:
     """Hand the rows to the order's stage; leaves the model's own attention in place."""
-    rows, stage = read_rows(run.folder), order.stage
-    references = store.root / f".{stages.REFERENCES}"
     core = opened.core
     usual = core.config._attn_implementation
+    with fast_norms(opened.model, run.parallel.device):
+        _train(order.stage, opened, run, store.root / f".{stages.REFERENCES}")
+    run.parallel.end_trackers()
+    core.set_attn_implementation(usual)
+
+
+def _train(stage: AnyStage, opened: Opened, run: Run, references: Path) -> None:
+    rows = read_rows(run.folder)
     match stage:
         case ImportStage():
             return
@@ -148,8 +156,6 @@ def train(order: StageOrder, opened: Opened, run: Run, store: ModelStore) -> Non
             stages.train_critic(opened, rows, stage, run)
         case PreferenceStage():
             stages.train_preference(opened, rows, stage, run, references)
-    run.parallel.end_trackers()
-    core.set_attn_implementation(usual)
 
 
 def finish(order: StageOrder, opened: Opened, folder: Path) -> list[Probe]:
