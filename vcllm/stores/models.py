@@ -11,6 +11,8 @@ import hashlib
 import os
 import re
 import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from vcllm.contracts.base import NAME_PATTERN
@@ -88,10 +90,11 @@ class ModelStore:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, staged: Path, manifest: Manifest) -> Path:
+    def commit(self, staged: Path, manifest: Manifest, confirm: Callable[[], None] = lambda: None) -> Path:
         """Make the staged folder a version; one that is already there stays (same name, same content).
 
         `manifest.files` must cover every staged file; nothing that could run code is accepted.
+        confirm: asked last, when all is on the disk; what it raises keeps the version from appearing.
         """
         names = {str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file()} - {MANIFEST}
         assert names == set(manifest.files), "the manifest must list every file of the version"
@@ -104,6 +107,7 @@ class ModelStore:
             for name in names:
                 fsync(staged / name)
             fsync(staged)
+            confirm()
             if (target / MANIFEST).is_file():
                 shutil.rmtree(staged)
                 return target
@@ -128,7 +132,8 @@ def sha256_file(file: Path) -> str:
 def write_atomic(file: Path, content: bytes) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the new one, never half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    # Not by process id: in containers that share a volume the same ids come up.
+    temporary = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         with temporary.open("wb") as handle:
             handle.write(content)

@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,16 +31,19 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints below one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, confirm: Callable[[], None] = lambda: None) -> None:
+        """confirm: asked before anything appears or goes; what it raises keeps it as it is."""
         self.folder = folder
+        self.confirm = confirm
 
     def save(self, step: int, model: Module, optimizer: Optimizer) -> None:
         """Durable once it returns; NoSpace leaves the earlier ones as they are."""
+        self.confirm()
         tensors = {f"weight.{name}": value.detach() for name, value in trained(model)}
         tensors |= {f"optim.{key}": value for key, value in _optimizer_tensors(optimizer)}
         tensors["random"] = torch.get_rng_state()
         target = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".step-{step:08d}.tmp-{os.getpid()}"
+        temporary = self.folder / f".step-{step:08d}.tmp-{uuid.uuid4().hex[:12]}"
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / TENSORS)
@@ -46,12 +51,14 @@ class Checkpoints:
             (temporary / STATE).write_text(json.dumps({"step": step, "sha256": digest}))
             for file in (temporary / TENSORS, temporary / STATE, temporary):
                 fsync(file)
+            self.confirm()
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
             fsync(self.folder)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise translate_full_disk(error, target) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         for old in self._steps()[:-KEPT]:
             shutil.rmtree(old)
 

@@ -9,11 +9,15 @@ Progress goes to standard output, one JSON object a line. Started again after a 
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +36,21 @@ from vcllm.contracts.recipes import (
     SftStage,
     StageOrder,
 )
-from vcllm.contracts.runs import CHECKPOINTS, DATASET, FAILED, FAULT, ORDER, OUT, RESULT, STOP, STOPPED
+from vcllm.contracts.runs import (
+    CHECKPOINTS,
+    DATASET,
+    FAILED,
+    FAULT,
+    FENCED,
+    ORDER,
+    OUT,
+    RESULT,
+    STOP,
+    STOPPED,
+    TOKEN_VARIABLE,
+)
 from vcllm.engine.engine import greedy_texts
+from vcllm.stores.folders import Fenced, confirm_folder
 from vcllm.stores.models import ModelStore, NoSpace, write_atomic
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
@@ -56,16 +73,25 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
     random.seed(order.seed)
     torch.set_num_threads(order.threads or threads())
     opened = open_model(order, store, rows)
-    run = Run(Checkpoints(folder / CHECKPOINTS), report, order.seed, (folder / STOP).exists, {"rows": len(rows)})
+    confirm = partial(confirm_folder, folder)
+
+    def must_stop() -> bool:
+        confirm()  # every step, so that a run whose folder has a new holder ends before the new one needs its memory
+        return (folder / STOP).exists()
+
+    run = Run(Checkpoints(folder / CHECKPOINTS, confirm), report, order.seed, must_stop, {"rows": len(rows)})
     # 2  train
     train(order, opened, rows, run, folder)
     # 3  write the version, and what it says to the probes
-    out = folder / OUT
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+    out, written = folder / OUT, folder / f".{OUT}.tmp-{os.environ.get(TOKEN_VARIABLE, 'by-hand')}"
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir()
     opened.model.eval()
-    write_model(opened, out)
+    write_model(opened, written)
     probes = probe(order, opened)
+    confirm()
+    shutil.rmtree(out, ignore_errors=True)
+    os.rename(written, out)
     result = {
         "metrics": {
             **run.metrics,
@@ -76,6 +102,7 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
         "base": opened.base,
         "probes": [probe.model_dump() for probe in probes],
     }
+    confirm()
     write_atomic(result_file, json.dumps(result).encode())
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return result
@@ -121,7 +148,11 @@ def main(argv: list[str]) -> int:
         run_order(folder, ModelStore(models), report)
     except Stopped:
         return STOPPED
+    except Fenced:
+        return FENCED
     except (Problem, NoSpace) as error:
-        write_atomic(folder / FAULT, json.dumps({"message": str(error)}, ensure_ascii=False).encode())
+        print(error, file=sys.stderr)
+        with suppress(NoSpace):  # then its last words say it
+            write_atomic(folder / FAULT, json.dumps({"message": str(error)}, ensure_ascii=False).encode())
         return FAILED
     return 0

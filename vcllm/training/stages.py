@@ -5,6 +5,7 @@ Shapes: B rows, P pairs of a step.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def _reference_gaps(
     else:
         gaps_P = _gaps(model, tokenizer, [(chosen[index], rejected[index]) for index in rejected])
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
+        temporary = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
         save_file({"gaps": gaps_P}, temporary)
         temporary.replace(file)
     return dict(zip(rejected, gaps_P.tolist(), strict=True))
