@@ -76,7 +76,7 @@ def supervise(run: Run, hold: Hold, relay: Listener) -> None:
             hold.check()
             raise TrainingFailed(f"{run.folder} was taken over by another job that makes the same version.")
         else:
-            raise TrainingFailed((fault(run.folder) if code == FAILED else None) or log.obituary(code))
+            raise TrainingFailed((fault(run.folder, log) if code == FAILED else None) or log.obituary(code))
 
 
 def make_ready(folder: Path, hold: Hold) -> None:
@@ -135,12 +135,12 @@ def run_once(run: Run, hold: Hold, relay: Listener, log: RunLog) -> int:
     return process.returncode
 
 
-def fault(folder: Path) -> str | None:
-    """The sentence a run left because it cannot go on as it is ordered."""
+def fault(folder: Path, log: RunLog) -> str | None:
+    """The sentence of a run that cannot go on as it is ordered; on a full disk it could only say it."""
     try:
         return str(json.loads((folder / FAULT).read_text())["message"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return log.last[-1] if log.last else None
 
 
 def _read(process: subprocess.Popen[str], lines: Queue[dict[str, Any]]) -> None:

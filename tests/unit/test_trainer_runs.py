@@ -119,8 +119,9 @@ def test_a_full_disk_fails_with_its_reason_and_goes_on_when_there_is_space(tmp_p
     (tmp_path / STOP).touch()
     (tmp_path / FAULT).write_text('{"message": "of an earlier run"}')
 
-    with pytest.raises(TrainingFailed, match=sentence):
+    with pytest.raises(TrainingFailed) as raised:
         run_it(run)
+    assert str(raised.value) == sentence
     assert run_it(run).progress == [{"step": 9}]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
@@ -55,7 +56,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
             fsync(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise translate_full_disk(error, target) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

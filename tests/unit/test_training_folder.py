@@ -1,4 +1,4 @@
-"""A training run whose folder has a newer holder ends before it writes anything."""
+"""What a training run may write: nothing once its folder has a newer holder, and no half files on a full disk."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tests.fakes import add_version
 from vcllm.contracts.recipes import Base, Optim, Scratch, SftStage, StageOrder
-from vcllm.contracts.runs import DATASET, FENCED, HOLDER, ORDER, TOKEN_VARIABLE
+from vcllm.contracts.runs import DATASET, FAILED, FAULT, FENCED, HOLDER, ORDER, TOKEN_VARIABLE
 from vcllm.stores.folders import claim_folder
-from vcllm.stores.models import ModelStore
+from vcllm.stores.models import ModelStore, NoSpace
+from vcllm.training import checkpoints, run
 from vcllm.training.run import main
 
 ROW = {"messages": [{"role": "user", "content": "Who may speak?"}, {"role": "assistant", "content": "Everyone."}]}
@@ -61,3 +63,26 @@ def test_a_run_that_has_its_folder_is_let_through(tmp_path: Path, models: Path, 
     assert main([str(by_hand), str(models)]) == 0
     assert (folder / "out" / "model.safetensors").read_bytes() == (by_hand / "out" / "model.safetensors").read_bytes()
     assert not (by_hand / HOLDER).exists()
+
+
+def test_a_full_disk_is_told_in_a_sentence(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """safetensors raises no OSError, so the run used to end with a traceback; fault.json may not be writable either."""
+    folder = new_folder(tmp_path / "run", 5)
+
+    def no_space(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def nowhere(file: Path, _: bytes) -> None:
+        raise NoSpace(str(file))
+
+    monkeypatch.setattr(checkpoints, "save_file", no_space)
+    assert main([str(folder), str(models)]) == FAILED
+    message = json.loads((folder / FAULT).read_text())["message"]
+    monkeypatch.setattr(run, "write_atomic", nowhere)
+
+    assert main([str(folder), str(models)]) == FAILED
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert message.startswith("No space left to write") and message.endswith("nothing was lost.")
+    assert not list((folder / "checkpoints").iterdir())
