@@ -130,12 +130,22 @@ def cancel_job(job_id: str, key: JobWriter, state: State) -> JobRecord:
     return record
 
 
+@router.post("/jobs/{job_id}/pause")
+def pause_job(job_id: str, key: JobWriter, state: State) -> JobRecord:
+    """A waiting job waits on, a running one stops at a checkpoint within seconds; a finished one stays as it is."""
+    before = state.jobs.get(job_id)
+    _refuse_stage(before)
+    record = state.jobs.ask_pause(job_id)
+    if record.state is not before.state:
+        state.note_state(record)
+    return record
+
+
 @router.post("/jobs/{job_id}/resume")
 def resume_job(job_id: str, key: JobWriter, state: State) -> JobRecord:
     """Queue a failed or paused job again; it goes on from its last checkpoint."""
     record = state.jobs.get(job_id)
-    if record.kind != "pipeline":
-        raise Conflict(f"Job '{job_id}' is one stage of '{record.parent}'. Resume that job instead.")
+    _refuse_stage(record)
     if record.state not in (JobState.FAILED, JobState.PAUSED):
         raise Conflict(f"Job '{job_id}' is {record.state}; only failed and paused jobs can be resumed.")
     return _send(state, _queue_again(state, record))
@@ -192,6 +202,12 @@ async def _follow(app: FastAPI, state: GatewayState, job_id: str, after: str) ->
         elif final_seen or clock() - (finished_since := finished_since or clock()) > LAST_EVENT_GRACE_S:
             return
         await asyncio.sleep(POLL_S)
+
+
+def _refuse_stage(record: JobRecord) -> None:
+    """A pipeline pauses and resumes its stages; one of them alone would leave it waiting."""
+    if record.kind != "pipeline":
+        raise Conflict(f"Job '{record.id}' is one stage of '{record.parent}'. Pause or resume that job instead.")
 
 
 def _queue_again(state: GatewayState, record: JobRecord) -> JobRecord:

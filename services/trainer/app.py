@@ -3,7 +3,8 @@
     celery -A services.trainer.app worker -Q rollouts,training
 
 A message is only a pointer. It is acknowledged when it arrives: whether its job is run, by whom and how often is
-decided by the job's record and lease, and the reaper sends it again when a worker is lost.
+decided by the job's record and lease, and the reaper sends it again when a worker is lost. A worker that is told to
+end (SIGTERM, also the first Ctrl-C) gives its jobs back, at a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import worker_process_init, worker_shutting_down
 
+from services.trainer.draining import Drain
 from services.trainer.process import die_with_parent
 from services.trainer.runner import Runner
 from services.trainer.settings import TrainerSettings
@@ -23,8 +25,8 @@ VISIBILITY_S = 12 * 3600
 """Longer than any message waits unacknowledged, so Redis never hands one out twice by the clock."""
 
 
-def create_celery(settings: Settings, trainer: TrainerSettings) -> Celery:
-    """An app bound to the settings' Redis."""
+def create_celery(settings: Settings, trainer: TrainerSettings, draining: Callable[[], bool] = lambda: False) -> Celery:
+    """An app bound to the settings' Redis. draining: whether this worker is about to end."""
     app = Celery("vcllm-trainer", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",
@@ -50,7 +52,7 @@ def create_celery(settings: Settings, trainer: TrainerSettings) -> Celery:
 
     @app.task(name=RUN_JOB, shared=False)
     def run(job_id: str) -> None:
-        Runner(settings, trainer, send).run(job_id)
+        Runner(settings, trainer, send, draining).run(job_id)
 
     return app
 
@@ -70,4 +72,10 @@ def _follow_parent(**_: object) -> None:
     die_with_parent()
 
 
-app = create_celery(Settings(), TrainerSettings())
+drain = Drain()
+app = create_celery(Settings(), TrainerSettings(), drain)
+
+
+@worker_shutting_down.connect
+def _give_jobs_back(**_: object) -> None:
+    drain.begin()

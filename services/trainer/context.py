@@ -55,7 +55,9 @@ class Context:
         lineage = (
             request.lineage or f"{recipe.name}-s{seed}-{digest([recipe.model_dump(mode='json'), charter.hash])[:8]}"
         )
-        return cls(record, hold, redis, settings, trainer, recipe, charter, seed, lineage)
+        context = cls(record, hold, redis, settings, trainer, recipe, charter, seed, lineage)
+        hold.hang_up = context.close
+        return context
 
     @cached_property
     def folder(self) -> Path:
@@ -130,6 +132,7 @@ class Context:
         write_atomic(self.folder / name, json.dumps(value, ensure_ascii=False).encode())
 
     def close(self) -> None:
+        """End the calls to role servers, those that wait in other threads too; may be repeated."""
         for client in ("actor", "attacker", "critic"):
             if client in self.__dict__:
                 self.__dict__[client].close()

@@ -17,7 +17,7 @@ from redis import Redis
 from services.trainer.children import Children
 from services.trainer.context import Context
 from services.trainer.datasets import OperatorData, Row
-from services.trainer.hold import Cancelled, Hold
+from services.trainer.hold import Hold
 from services.trainer.measuring import Measurer
 from services.trainer.reporting import make_report
 from services.trainer.rounds import Played, Rounds
@@ -71,6 +71,7 @@ class Pipeline:
         """Run the stages asked for; the lineage and, after the last stage, where the report is."""
         context = self.context
         context.claim_lineage()
+        self.children.put_back()
         names = stage_names(context.recipe)
         wanted = context.record.request.get("stage")
         try:
@@ -78,8 +79,9 @@ class Pipeline:
             for name in names if wanted is None else [wanted]:
                 context.hold.go_on()
                 self._run(name)
-        except Cancelled:
-            self.children.cancel_all()
+        except Exception:
+            self.children.follow()
+            context.hold.go_on()  # a call that was hung up because the work is to end did not fail
             raise
         finally:
             context.close()

@@ -32,6 +32,7 @@ from vcllm.launch.local_key import local_key
 from vcllm.launch.ports import free_port
 from vcllm.settings import Settings
 from vcllm.starter.world import World
+from vcllm.stores.events import EventLog
 from vcllm.stores.ledger import check_ledger
 from vcllm.stores.models import ModelStore
 from vcllm.stores.pairs import PairStream
@@ -265,6 +266,60 @@ def test_a_running_job_is_cancelled_within_seconds(finished):
 
     assert time.monotonic() - started < 10
     assert not list(children(finished.home, "vcllm.training"))
+
+
+def wait_for_progress(finished, job, after="0"):
+    """Until a training run of the job has said something new; the id of that event."""
+    deadline = time.monotonic() + 90
+    with finished.fleet.redis() as redis:
+        while time.monotonic() < deadline:
+            for event in EventLog(redis).read(job, after, block_s=1) or []:
+                after = event.id
+                if event.type == "progress":
+                    return after
+    raise AssertionError("no progress was seen")
+
+
+def last_event(finished, job):
+    with finished.fleet.redis() as redis:
+        return EventLog(redis).read(job, limit=10_000)[-1].id
+
+
+def end_worker(home, queue):
+    """SIGTERM to the worker itself, as a launcher or a container would send it."""
+    worker = next(process for process in children(home, "services.trainer.app") if queue in process.cmdline())
+    worker.terminate()
+    worker.wait(20)
+
+
+def test_a_paused_pipeline_uses_nothing_and_goes_on_also_on_other_workers(finished):
+    """Paused within seconds with its runs; resumed; and when its workers are told to end, nothing is lost."""
+    api = finished.api
+    job = api.post("/v1/jobs", {"recipe": "micro", "seed": 78})["id"]
+    wait_for_progress(finished, job)
+    started = time.monotonic()
+    api.post(f"/v1/jobs/{job}/pause")
+    while api.get(f"/v1/jobs/{job}")["state"] != "paused" and time.monotonic() < started + 30:
+        time.sleep(0.1)
+
+    assert time.monotonic() - started < 10
+    assert not list(children(finished.home, "vcllm.training"))
+    stages = api.get("/v1/jobs", parent=job)["data"]
+    assert {stage["state"] for stage in stages} <= {"paused", "succeeded"}
+
+    api.post(f"/v1/jobs/{job}/resume")
+    wait_for_progress(finished, job, after=last_event(finished, job))
+    for queue in ("rollouts", "training"):
+        end_worker(finished.home, queue)
+    wait_for_progress(finished, job, after=last_event(finished, job))
+    record = api.get(f"/v1/jobs/{job}")
+    api.post(f"/v1/jobs/{job}/cancel")
+
+    assert (record["state"], record["attempt"], record["error"]) == ("running", 1, None)
+    deadline = time.monotonic() + 30
+    while api.get(f"/v1/jobs/{job}")["state"] == "cancelling" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert api.get(f"/v1/jobs/{job}")["state"] == "cancelled"
 
 
 LORA_RECIPE = """

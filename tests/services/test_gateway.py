@@ -46,6 +46,7 @@ from vcllm.contracts.problems import Unauthenticated
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.api_keys import KeyStore
+from vcllm.stores.connect import job_key
 from vcllm.stores.events import EventLog
 from vcllm.stores.jobs import JobStore
 from vcllm.stores.models import ModelStore, hash_files
@@ -701,6 +702,36 @@ def test_a_failed_job_is_resumed(gateway: Gateway):
 
     assert len(queued_messages(gateway.redis)) == 2
     assert gateway.jobs.take(job) is not None
+
+
+def test_a_job_is_paused_and_resumed(gateway: Gateway):
+    """At once while it waits; asking again, or when it has ended, changes nothing; its followers are told once."""
+    writer = gateway[Scope.JOBS_WRITE]
+    job = create_job(gateway).json()["id"]
+
+    assert writer.post(f"/v1/jobs/{job}/pause").json()["state"] == "paused"
+    assert writer.post(f"/v1/jobs/{job}/pause").json()["state"] == "paused"
+    assert gateway.jobs.take(job) is None
+    assert writer.post(f"/v1/jobs/{job}/resume").json()["state"] == "queued"
+    gateway.jobs.take(job)
+    assert writer.post(f"/v1/jobs/{job}/pause").json()["state"] == "pausing"
+    error_of(writer.post(f"/v1/jobs/{job}/resume"), 409)
+    gateway.jobs.move(job, JobState.SUCCEEDED)
+    assert writer.post(f"/v1/jobs/{job}/pause").json()["state"] == "succeeded"
+
+    states = [event.data["state"] for event in EventLog(gateway.redis).read(job)]
+    assert states == ["queued", "paused", "queued", "pausing"]
+    error_of(gateway[Scope.JOBS_READ].post(f"/v1/jobs/{job}/pause"), 403)
+    error_of(writer.post("/v1/jobs/job-unknown/pause"), 404)
+
+
+def test_a_stage_is_paused_with_its_pipeline_only(gateway: Gateway):
+    """Alone it would leave the pipeline waiting for good."""
+    job = create_job(gateway).json()["id"]
+    stage = gateway.jobs.get(job).model_copy(update={"id": "job-stage", "kind": "stage", "parent": job})
+    gateway.redis.set(job_key(stage.id), stage.model_dump_json())
+
+    assert job in error_of(gateway[Scope.JOBS_WRITE].post("/v1/jobs/job-stage/pause"), 409)["message"]
 
 
 def test_events_are_listed_from_any_point(gateway: Gateway):

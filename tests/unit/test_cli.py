@@ -29,7 +29,7 @@ from vcllm.launch.ports import free_port
 
 COMMANDS = [
     *(["demo"], ["up"], ["chat"], ["models", "list"], ["models", "rollback"], ["eval", "report"]),
-    *(["jobs", name] for name in ("create", "list", "get", "watch", "cancel", "resume", "ledger")),
+    *(["jobs", name] for name in ("create", "list", "get", "watch", "cancel", "pause", "resume", "ledger")),
     *(["keys", name] for name in ("create", "list", "revoke")),
     *(["charter", "check"], ["data", "check"], ["recipe", "check"], ["recipe", "list"]),
 ]

@@ -201,6 +201,85 @@ def test_cancelling_depends_on_the_state(jobs: JobStore, state: JobState, become
     assert jobs.ask_cancel(record.id).state is becomes
 
 
+@pytest.mark.parametrize(
+    ("state", "becomes"),
+    [
+        (JobState.QUEUED, JobState.PAUSED),
+        (JobState.RUNNING, JobState.PAUSING),
+        (JobState.PAUSING, JobState.PAUSING),
+        (JobState.PAUSED, JobState.PAUSED),
+        (JobState.CANCELLING, JobState.CANCELLING),
+        (JobState.SUCCEEDED, JobState.SUCCEEDED),
+        (JobState.FAILED, JobState.FAILED),
+    ],
+)
+def test_pausing_depends_on_the_state(jobs: JobStore, state: JobState, becomes: JobState):
+    """What waits is paused at once, what runs is told, what has ended or is about to stays."""
+    record = queued(jobs)
+    jobs._update(record.id, lambda now: now.model_copy(update={"state": state}), None)
+
+    assert jobs.ask_pause(record.id).state is becomes
+
+
+@pytest.mark.parametrize(
+    ("ask", "becomes"),
+    [("ask_pause", [JobState.PAUSED, JobState.PAUSING]), ("ask_cancel", [JobState.CANCELLED, JobState.CANCELLING])],
+)
+def test_stages_are_paused_and_cancelled_with_their_pipeline(jobs: JobStore, ask: str, becomes: list[JobState]):
+    """Also when no worker has the pipeline just now; a stage that has ended stays as it is."""
+    pipeline = queued(jobs)
+    waits, runs, ended = (queued(jobs, parent=pipeline.id) for _ in range(3))
+    jobs.take(runs.id)
+    jobs.take(ended.id)
+    jobs.move(ended.id, JobState.SUCCEEDED)
+
+    getattr(jobs, ask)(pipeline.id)
+
+    assert [jobs.get(stage.id).state for stage in (waits, runs, ended)] == [*becomes, JobState.SUCCEEDED]
+
+
+def test_pausing_a_failed_pipeline_leaves_its_stages_alone(jobs: JobStore):
+    """Nothing was asked that could be done, so nothing is."""
+    pipeline = jobs.take(queued(jobs).id)
+    stage = jobs.take(queued(jobs, parent=pipeline.id).id)
+    jobs.move(pipeline.id, JobState.FAILED)
+
+    jobs.ask_pause(pipeline.id)
+
+    assert jobs.get(stage.id).state is JobState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("asked", "becomes"),
+    [(None, JobState.QUEUED), ("ask_pause", JobState.PAUSED), ("ask_cancel", JobState.CANCELLED)],
+)
+def test_a_job_that_is_left_becomes_what_was_asked(jobs: JobStore, asked: str | None, becomes: JobState):
+    """Queued again unless somebody asked for something else; whoever left it may write no more."""
+    record = jobs.take(queued(jobs).id)
+    if asked is not None:
+        getattr(jobs, asked)(record.id)
+
+    left = jobs.leave(record.id, holder=record.token, attempt=0)
+
+    assert left.state is becomes
+    assert left.attempt == (0 if asked is None else 1)
+    with pytest.raises(StaleToken):
+        jobs.renew(record.id, record.token)
+
+
+def test_a_worker_that_wakes_up_after_its_job_was_paused_without_it_has_lost_it(jobs: JobStore, client: Redis):
+    """Its token used to stay the newest, so it renewed its lease and went on with a job that was paused."""
+    late = jobs.take(queued(jobs).id)
+    jobs.ask_pause(late.id)
+    client.delete(lease_key(late.id))
+    jobs.leave(late.id, holder=late.token)
+
+    with pytest.raises(StaleToken):
+        jobs.renew(late.id, late.token)
+    with pytest.raises(StaleToken):
+        jobs.check(late.id, late.token)
+
+
 def test_cancelling_a_job_while_a_worker_takes_it_ends_in_order(jobs: JobStore):
     """Whichever comes first, no call fails and the job is on its way to an end."""
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""`vcllm jobs`: queue, follow, stop and resume training jobs."""
+"""`vcllm jobs`: queue, follow, pause, stop and resume training jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vcllm.commands.display import display_for, open_console
 from vcllm.commands.errors import CommandError
 from vcllm.commands.options import Key, Url
 
-app = typer.Typer(no_args_is_help=True, help="Queue, follow, stop and resume training jobs.")
+app = typer.Typer(no_args_is_help=True, help="Queue, follow, pause, stop and resume training jobs.")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `vcllm jobs list` shows them.")]
 
@@ -80,6 +80,14 @@ def cancel(job: JobId, url: Url = None, key: Key = None) -> None:
     """Stop a job; what it has finished is kept."""
     with open_api(url, key) as api:
         record = api.post(f"/v1/jobs/{job}/cancel")
+    open_console().print(f"{job} is {record['state']}.", highlight=False)
+
+
+@app.command()
+def pause(job: JobId, url: Url = None, key: Key = None) -> None:
+    """Stop a job at a checkpoint, so that it uses nothing until it is resumed."""
+    with open_api(url, key) as api:
+        record = api.post(f"/v1/jobs/{job}/pause")
     open_console().print(f"{job} is {record['state']}.", highlight=False)
 
 

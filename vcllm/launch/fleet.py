@@ -28,7 +28,7 @@ from vcllm.launch.memory import MemoryPeak
 from vcllm.launch.ports import LOOPBACK, free_port, is_free
 from vcllm.launch.replicas import Replica, plan_replicas, with_free_ports
 from vcllm.launch.services import ROLES, SERVICES, Places, Service, cores, environment
-from vcllm.launch.supervision import Program, State, Supervision
+from vcllm.launch.supervision import STOP_S, Program, State, Supervision
 from vcllm.settings import Settings
 from vcllm.stores.connect import open_redis
 from vcllm.stores.models import write_atomic
@@ -36,6 +36,8 @@ from vcllm.stores.models import write_atomic
 START_S = 180.0
 """How long the services may take to come up; a first start also compiles their libraries."""
 OBSERVE_EVERY_S = 2.0
+AFTER_GRACE_S = 2.0
+"""What a worker needs, after its training runs have ended, to give its jobs back."""
 
 ADDRESSES = "fleet.json"
 """Name to address of what runs; the folder is readable by its owner only."""
@@ -171,7 +173,12 @@ class Fleet:
     def _supervise(self, credentials: Credentials) -> Supervision:
         places = self._places(credentials)
         programs = [
-            Program(replica.name, replica.service.command, environment(replica.service, places, replica.port))
+            Program(
+                replica.name,
+                replica.service.command,
+                environment(replica.service, places, replica.port),
+                stop_s=max(STOP_S, places.grace_s + AFTER_GRACE_S) if replica.service.is_worker else STOP_S,
+            )
             for replica in self.replicas
         ]
         if self._redis is not None:
@@ -196,6 +203,7 @@ class Fleet:
             internal_token=credentials.internal_token.get_secret_value(),
             pepper=credentials.pepper.get_secret_value(),
             cores=cores(),
+            grace_s=float(os.environ.get("TRAINER_GRACE_S", STOP_S - AFTER_GRACE_S)),
             outside=os.environ,
         )
 

@@ -30,6 +30,8 @@ class Service:
     """For a worker: text it logs once it is up."""
     scalable: bool = False
     """Whether several may run side by side."""
+    is_worker: bool = False
+    """Whether it runs jobs, which it gives back when it is told to stop."""
     first: bool = False
     """What a chat needs: on few cores it is up much sooner when the others start after it."""
 
@@ -45,9 +47,9 @@ SERVICES = (
     Service("attacker", ("python", "-m", "services.attacker"), "ATTACKER", 8101, LIVE, scalable=True),
     Service("actor", ("python", "-m", "services.actor"), "ACTOR", 8201, LIVE, scalable=True, first=True),
     Service("critic", ("python", "-m", "services.critic"), "CRITIC", 8301, LIVE, scalable=True),
-    Service("trainer-rollouts", _worker("rollouts", 2), up_line=" ready."),
+    Service("trainer-rollouts", _worker("rollouts", 2), up_line=" ready.", is_worker=True),
     # Two at a time: one that trains ahead beside the one the pipeline waits for.
-    Service("trainer-training", _worker("training", 2), up_line=" ready."),
+    Service("trainer-training", _worker("training", 2), up_line=" ready.", is_worker=True),
     Service("trainer-reaper", ("python", "-m", "services.trainer.reaper"), up_line="The reaper looks"),
     Service("gateway", ("python", "-m", "gateway"), "GATEWAY", 8080, LIVE, first=True),
 )
@@ -66,6 +68,8 @@ class Places:
     internal_token: str
     pepper: str
     cores: int
+    grace_s: float = 60.0
+    """How long a worker that is told to stop may take to bring its training runs to a checkpoint."""
     host: str = "127.0.0.1"
     """Interface the servers listen on."""
     outside: Mapping[str, str] = field(default_factory=dict)
@@ -110,6 +114,8 @@ def environment(service: Service, places: Places, port: int | None = None) -> di
         told["VCLLM_RECIPES"] = places.recipes
         told["VCLLM_DATA"] = places.data
         told.update({f"VCLLM_{role.upper()}_URLS": places.urls[role] for role in ROLES})
+    if service.is_worker:
+        told["TRAINER_GRACE_S"] = f"{places.grace_s:g}"
     if service.name == "gateway":
         told["VCLLM_PEPPER"] = places.pepper
     return told

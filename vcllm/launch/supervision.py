@@ -30,8 +30,8 @@ from vcllm.launch.tether import adopt_orphans
 
 STOP_S = 6
 """How long a service may take to finish what it is doing; then it is killed."""
-END_S = 9.5
-"""How long everything together may take; then what is left is killed."""
+END_S = 3.5
+"""How long everything together may take beyond its slowest program; then what is left is killed."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Program:
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    stop_s: float = STOP_S
+    """How long it may take to stop; then it is killed."""
     last: bool = False
     """Stopped only after all others have ended."""
 
@@ -104,13 +106,13 @@ class Supervision:
         return {info["name"]: _state(info) for info in self._call("getAllProcessInfo")}
 
     def stop(self) -> None:
-        """End everything, in order, within `END_S`; what does not end by then is killed by its id."""
+        """End everything, in order, within `END_S` after the slowest; what does not end by then is killed by its id."""
         if self._transport is not None:
             self._transport.close()
         if self._process is not None:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_S)
+                self._process.wait(max(program.stop_s for program in self.programs.values()) + END_S)
             self._sweep()
         shutil.rmtree(self._socket.parent, ignore_errors=True)
 
@@ -186,7 +188,7 @@ class Supervision:
             "autorestart": "true",
             "startsecs": "5",
             "startretries": "3",
-            "stopwaitsecs": str(3 if program.last else STOP_S),
+            "stopwaitsecs": f"{3 if program.last else program.stop_s:.0f}",
             # The process itself is asked to stop and sees to its children; only the kill is for all of them.
             "killasgroup": "true",
             "redirect_stderr": "true",

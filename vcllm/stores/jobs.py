@@ -167,8 +167,26 @@ class JobStore:
         if self.get(job_id).token != token:
             raise StaleToken(job_id)
 
+    def leave(self, job_id: str, *, holder: int, to: JobState = JobState.QUEUED, **fields: Any) -> JobRecord:
+        """End the holder's work on a job: cancelled or paused where that was asked for, else `to` with `fields`.
+
+        Whatever the holder still writes afterwards is refused.
+        """
+        token = self.redis.incr(FENCE)
+
+        def change(record: JobRecord) -> JobRecord:
+            asked = {JobState.CANCELLING: JobState.CANCELLED, JobState.PAUSING: JobState.PAUSED}.get(record.state)
+            state = asked or to
+            if state not in MOVES[record.state]:
+                raise IllegalMove(f"Job '{job_id}' is {record.state}; it cannot become {state}.", code="illegal_move")
+            changed = {} if asked else fields
+            times = {"finished": time.time()} if state in FINISHED else {}
+            return record.model_copy(update={"state": state, "token": token, **times, **changed})
+
+        return self._update(job_id, change, holder)
+
     def ask_cancel(self, job_id: str) -> JobRecord:
-        """Queued and paused jobs end at once; a running one is told, and ends within seconds."""
+        """Queued and paused jobs end at once; a running one is told, and ends within seconds. So do its stages."""
 
         def change(record: JobRecord) -> JobRecord:
             if record.state in FINISHED:
@@ -177,7 +195,28 @@ class JobStore:
                 return record.model_copy(update={"state": JobState.CANCELLED, "finished": time.time()})
             return record.model_copy(update={"state": JobState.CANCELLING})
 
-        return self._update(job_id, change, holder=None)
+        return self._ask(job_id, change, JobState.CANCELLING, JobState.CANCELLED)
+
+    def ask_pause(self, job_id: str) -> JobRecord:
+        """A queued job waits at once; a running one is told, and does within seconds. So do its stages.
+
+        Nothing changes for a job that has finished or is about to.
+        """
+
+        def change(record: JobRecord) -> JobRecord:
+            to = {JobState.QUEUED: JobState.PAUSED, JobState.RUNNING: JobState.PAUSING}.get(record.state)
+            return record if to is None else record.model_copy(update={"state": to})
+
+        return self._ask(job_id, change, JobState.PAUSING, JobState.PAUSED)
+
+    def _ask(self, job_id: str, change: Callable[[JobRecord], JobRecord], *done: JobState) -> JobRecord:
+        """The job first: a worker that sees one of its stages stopped finds out why."""
+        record = self._update(job_id, change, holder=None)
+        if record.kind == "pipeline" and record.state in done:
+            for stage in self.recent(parent=job_id, limit=1000):
+                if stage.state not in FINISHED:
+                    self._update(stage.id, change, holder=None)
+        return record
 
     def lapsed(self) -> list[JobRecord]:
         """Jobs that should be running but whose lease ran out: their worker is gone."""

@@ -155,7 +155,10 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def translate_full_disk(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def translate_full_disk(error: Exception, path: Path) -> Exception:
+    """NoSpace where that is the cause, else the error itself. safetensors tells the number in its text only."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    number = error.errno if isinstance(error, OSError) else None
+    if number in numbers or any(f"(os error {each})" in str(error) for each in numbers):
         return NoSpace(f"No space left to write {path}. Free some disk space and resume; nothing was lost.")
     return error

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
             fsync(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise translate_full_disk(error, target) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

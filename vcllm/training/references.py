@@ -7,6 +7,7 @@ epochs, and by a later stage that replays a pair from the same reference.
 from __future__ import annotations
 
 import hashlib
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def _read(file: Path) -> Known:
 
 def _write(file: Path, known: Known) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
+    temporary = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
     keys = torch.tensor([list(name.encode()) for name in known], dtype=torch.uint8)
     save_file({"keys": keys, "logprobs": torch.tensor(list(known.values()), dtype=torch.float32)}, temporary)
     fsync(temporary)

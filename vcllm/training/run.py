@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from vcllm.contracts.base import digest
@@ -58,7 +59,7 @@ from vcllm.contracts.runs import (
 )
 from vcllm.engine.engine import greedy_texts
 from vcllm.stores.folders import Fenced, confirm_folder
-from vcllm.stores.models import ModelStore, NoSpace, write_atomic
+from vcllm.stores.models import ModelStore, NoSpace, translate_full_disk, write_atomic
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
 from vcllm.training.kernels import fast_norms
@@ -231,9 +232,12 @@ def main(argv: list[str]) -> int:
         return STOPPED
     except Fenced:
         return FENCED
-    except (Problem, NoSpace) as error:
-        print(error, file=sys.stderr)
+    except (Problem, NoSpace, OSError, SafetensorError) as error:
+        fault = translate_full_disk(error, folder)
+        if not isinstance(fault, Problem | NoSpace):
+            raise
+        print(fault, file=sys.stderr)
         with suppress(NoSpace):  # then its last words say it
-            write_atomic(folder / FAULT, json.dumps({"message": str(error)}, ensure_ascii=False).encode())
+            write_atomic(folder / FAULT, json.dumps({"message": str(fault)}, ensure_ascii=False).encode())
         return FAILED
     return 0
