@@ -6,14 +6,35 @@ import os
 import sys
 from pathlib import Path
 
+from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import StageOrder
 from vcllm.contracts.runs import TOKEN_VARIABLE
 from vcllm.settings import Settings
 
 
 def command(order: StageOrder, folder: Path, settings: Settings) -> list[str]:
-    """One process; several devices or hosts would be launched from here."""
-    return [sys.executable, "-m", "vcllm.training", str(folder), str(settings.models)]
+    """One process; or as many as the recipe's `[launch]` asks for, started by torchrun, or by accelerate with its file.
+
+    BadRequest when the configuration that it names is not beside the recipes.
+    """
+    run = ["-m", "vcllm.training", str(folder), str(settings.models)]
+    launch = order.launch
+    if launch is None:
+        return [sys.executable, *run]
+    if launch.config is None:
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={launch.processes}",
+            *run,
+        ]
+    file = settings.recipes / launch.config
+    if not file.is_file():
+        raise BadRequest(f"launch.config: there is no '{launch.config}' in {settings.recipes}. Put it there.")
+    chosen = ["--config_file", str(file), "--num_processes", str(launch.processes)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *chosen, *run]
 
 
 def environment(order: StageOrder, token: int) -> dict[str, str]:

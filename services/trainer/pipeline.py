@@ -281,6 +281,7 @@ class Pipeline:
             parent=None if parent is None else f"{parent_role}/{context.version(parent)}",
             base=context.recipe.base,
             lora=None if stage.stage in ("pretrain", "import") else context.recipe.lora,
+            launch=None if stage.stage == "import" else context.recipe.launch,
             dataset=dataset,
             claims_pairs=claims_pairs,
             replayed=replayed or [],

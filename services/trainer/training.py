@@ -5,7 +5,6 @@ The run itself knows no Redis. Its result becomes a version only while this work
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -30,7 +29,7 @@ from vcllm.contracts.recipes import StageOrder
 from vcllm.contracts.runs import CHECKPOINTS, DATASET, OUT, RESULT
 from vcllm.data.shapes import other_charter, preference_row
 from vcllm.settings import Settings
-from vcllm.stores.models import ModelStore, hash_files, write_atomic
+from vcllm.stores.models import ModelStore, hash_files, sha256_file, write_atomic
 from vcllm.stores.pairs import PairStream
 
 CLAIMED = "claimed.json"
@@ -115,7 +114,7 @@ def commit(
         recipe=order.stage.model_dump(mode="json"),
         recipe_hash=order.recipe_hash,
         charter=order.charter,
-        dataset=hashlib.sha256((folder / DATASET).read_bytes()).hexdigest(),
+        dataset=sha256_file(folder / DATASET),
         pairs=list(claimed.values()),
         replayed=order.replayed,
         metrics=result["metrics"],

@@ -232,8 +232,8 @@ class EvaluationParams(Contract):
 class Launch(Contract):
     """How a training run is spread over devices; without this section it is one process."""
 
-    processes: int = Field(default=1, ge=1)
-    """On this machine, one per device."""
+    processes: int = Field(ge=1)
+    """One per device, over all machines."""
     config: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.yaml$")] | None = None
     """An `accelerate` configuration beside the recipe: FSDP, DeepSpeed, several machines. None: DDP."""
 

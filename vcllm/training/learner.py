@@ -55,6 +55,8 @@ class Learner(nn.Module):
         self.model = model
         self.body = body
         self.figures: Figures = {}
+        self._no_split_modules = getattr(self.core, "_no_split_modules", None)
+        """Where FSDP may cut, as transformers' models say it."""
 
     @property
     def core(self) -> Any:
