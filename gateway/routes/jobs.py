@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1")
 
 POLL_S = 0.25
 """How often a followed job is looked at."""
-LAST_EVENT_GRACE_S = 2.0
+LAST_EVENT_GRACE_S = 10.0
 """How long a follower waits for the last event of a job that has finished."""
 
 
