@@ -1,6 +1,6 @@
 """Training speed and memory against TRL, on the same model, rows, tokens a step and optimiser; ours and TRL take turns.
 
-    make bench-training                                       everything; an otherwise idle machine
+    make bench-training                                       everything: an hour of two idle cores
     make bench-training ARGS="--quick"                        a minute or two: does it run, not how fast
     make bench-training ARGS="--only sft-4m,preference-4m"
     make bench-training ARGS="--gpu"                          LoRA on a 7B model, where there is a CUDA device
@@ -38,18 +38,22 @@ HOME = ROOT / "var" / "bench" / "training"
 WARM_UP = 2
 """Steps of an SFT run that are not timed: the first ones allocate. Preference runs are timed whole, as two epochs with
 their reference pass are what a user waits for."""
-SFT_STEPS = {"4m": 30, "89m": 6}
-"""Timed ones. 4M: about half a minute of TRL on two cores; 89M: as few as still mix short and long rows."""
+SFT_STEPS = {"4m": 12, "89m": 4}
+"""Timed ones, of some 2100 tokens. 4M: more than starting TRL takes. 89M: a step of TRL takes some ten seconds on two
+cores, and four such steps differ less from run to run than the machine does."""
 CHATS_PER_STEP = 16
-PAIRS = {"4m": 96, "89m": 24, "151k": 32}
+PAIRS = {"4m": 64, "89m": 24, "151k": 32}
 PAIRS_PER_STEP = 8
 """16 answers, as many sequences as an SFT step has."""
 EPOCHS = 2
 LEARNING_RATE = {"sft": {"4m": 1e-3, "89m": 3e-4, "7b": 1e-4}, "preference": {"4m": 5e-5, "89m": 1e-5, "7b": 5e-6}}
-CALIBRATION_STEPS = 2
-"""Timed steps by which TRL's fastest variant is found; speeds of variants lie further apart than runs of one do."""
+CALIBRATION_STEPS = 3
+"""By which TRL's fastest variant is found, the first not timed, or as many pairs as a step has: speeds of variants lie
+further apart than runs of one do."""
 MEMORY_RUNS = 2
 """Memory hardly varies from run to run."""
+SHARES = {"sft-4m": 3, "sft-89m": 8, "preference-4m": 2, "preference-89m": 6, "memory": 2, "curves": 2, "gpu": 1}
+"""How a budget of time is split."""
 CURVE_ENDS = (10, 20, 40, 80)
 GPU_SFT_STEPS, GPU_PAIRS, GPU_CHATS_PER_STEP, GPU_LORA_RANK = 20, 64, 32, 16
 QUICK_STEPS, QUICK_PAIRS = 1, 8
@@ -116,10 +120,19 @@ class Bench:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=plain())
         return json.loads(done.stdout.splitlines()[-1])
 
-    def pairs(self, series_left: int) -> Callable[[int], bool]:
-        """Whether to run one more pair, by the number that is done: as asked, or until this series' time is up."""
-        until = None if self.deadline is None else (self.deadline - time.monotonic()) / series_left + time.monotonic()
-        return lambda done: done < self.options.pairs and (done == 0 or until is None or time.monotonic() < until)
+    def pairs(self, share: float) -> Callable[[int], bool]:
+        """Whether to run one more pair, by the number that is done: as many as asked, or as end in this share of what
+        is left of the budget, one at least."""
+        last = time.monotonic()
+        until = None if self.deadline is None else last + share * (self.deadline - last)
+
+        def one_more(done: int) -> bool:
+            nonlocal last
+            took, last = time.monotonic() - last, time.monotonic()
+            in_time = until is None or last + took < until
+            return done < self.options.pairs and (done == 0 or in_time)
+
+        return one_more
 
 
 _IMPORT = (
@@ -137,8 +150,7 @@ _BFLOAT16 = (
 def sft(bench: Bench, size: str, going_on: Callable[[int], bool]) -> list[Row]:
     steps = QUICK_STEPS if bench.options.quick else SFT_STEPS[size]
     task = new_task(bench, "sft", size, (WARM_UP + steps) * CHATS_PER_STEP)
-    timed = QUICK_STEPS if bench.options.quick else CALIBRATION_STEPS
-    calibration = replace(task, num_rows=(WARM_UP + timed) * CHATS_PER_STEP)
+    calibration = replace(task, num_rows=(2 if bench.options.quick else CALIBRATION_STEPS) * CHATS_PER_STEP)
     best = None if bench.missing else fastest(bench, calibration, SFT_CHOICES)
     return speed_rows(bench, f"SFT {label(size)}", task, [DEFAULT, PACKING, best], going_on)
 
@@ -147,7 +159,7 @@ def preference(bench: Bench, size: str, going_on: Callable[[int], bool]) -> list
     """Two epochs, reference pass included."""
     task = new_task(bench, "preference", size, QUICK_PAIRS if bench.options.quick else PAIRS[size])
     task = replace(task, epochs=EPOCHS)
-    calibration = replace(task, num_rows=min(task.num_rows, 2 * PAIRS_PER_STEP))
+    calibration = replace(task, num_rows=PAIRS_PER_STEP)
     best = None if bench.missing else fastest(bench, calibration, PREFERENCE_CHOICES)
     return speed_rows(bench, f"Preference {label(size)}, two epochs", task, [DEFAULT, best], going_on)
 
@@ -324,7 +336,7 @@ def run_trl(task: Task) -> Measured:
 
 def measured(task: Task, steps: list[Row], reference_s: float, peak: int, on_device: int | None) -> Measured:
     """SFT: all steps but the first ones. Preference: everything, and each prompt counts once for each answer."""
-    first = min(WARM_UP, len(steps) - 1) if task.kind == "sft" else 0
+    first = min(WARM_UP, len(steps) // 2) if task.kind == "sft" else 0
     tokens = sum(step["tokens"] for step in steps[first:]) if task.kind == "sft" else task.tokens
     seconds = reference_s + sum(step["seconds"] for step in steps[first:])
     return Measured(tokens, seconds, peak, [step["loss"] for step in steps], on_device)
@@ -422,7 +434,8 @@ def main() -> int:
         if name == "curves":
             found_curves = curves(bench)
             continue
-        found = run_series(bench, name, bench.pairs(len(wanted) - number))
+        left = sum(SHARES.get(other, 1) for other in wanted[number:])
+        found = run_series(bench, name, bench.pairs(SHARES.get(name, 1) / left))
         rows += found
         print(table(found), flush=True)
         save(options.quick, rows, found_curves)  # what is measured is kept, whatever comes next
