@@ -46,6 +46,10 @@ format: $(VENV)/.dev ## Rewrite the sources in the house style
 bench-starter: $(VENV)/.product ## The demo's figures over five seeds, mean and range
 	$(BIN)/python -m benchmarks.starter $(ARGS)
 
+.PHONY: bench-training
+bench-training: $(VENV)/.bench ## Training speed and memory against TRL
+	$(BIN)/python -m benchmarks.training $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
 	@$(BIN)/vcllm secrets
@@ -63,6 +67,11 @@ $(VENV)/.made:
 $(VENV)/.product: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing VC-LLM into $(VENV): about a minute, 1.2 GB."
 	@$(PIP) -e '.[$(PRODUCT)]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.product
+	@echo "Installing what the benchmarks compare with."
+	@$(PIP) -e '.[$(PRODUCT),bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.product

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import StageOrder
-from vcllm.contracts.runs import TOKEN_VARIABLE
 from vcllm.settings import Settings
 
 
@@ -37,12 +36,11 @@ def command(order: StageOrder, folder: Path, settings: Settings) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *chosen, *run]
 
 
-def environment(order: StageOrder, token: int) -> dict[str, str]:
+def environment(order: StageOrder) -> dict[str, str]:
     """Threads are set before the libraries start; freed memory is kept, a step needs it again at once.
 
     A run that has the machine to itself lets waiting threads spin: a third faster than putting them to sleep.
-    token: the fencing token by which the run knows whether its folder is still its own.
     """
     threads = {"OMP_NUM_THREADS": str(order.threads)} if order.threads else {"OMP_WAIT_POLICY": "ACTIVE"}
     memory = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
-    return {**os.environ, **memory, **threads, TOKEN_VARIABLE: str(token)}
+    return {**os.environ, **memory, **threads}

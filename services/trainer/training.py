@@ -26,7 +26,7 @@ from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.pairs import Pair
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import StageOrder
-from vcllm.contracts.runs import CHECKPOINTS, DATASET, OUT, RESULT
+from vcllm.contracts.runs import CHECKPOINTS, DATASET, OUT, RESULT, TOKEN_VARIABLE
 from vcllm.data.shapes import other_charter, preference_row
 from vcllm.settings import Settings
 from vcllm.stores.models import ModelStore, hash_files, sha256_file, write_atomic
@@ -47,7 +47,9 @@ def run_stage(
     claimed = prepare(order, folder, stream, Datasets(settings.home / "datasets"))
     # 2  train
     if not store.has(order.role, order.version):
-        run = Run(folder, command(order, folder, settings), environment(order, record.token), trainer.grace_s)
+        # By its token the run knows whether the folder is still its own.
+        around = {**environment(order), TOKEN_VARIABLE: str(record.token)}
+        run = Run(folder, command(order, folder, settings), around, trainer.grace_s)
         supervise(run, hold, Relay(record, order, redis, settings.lease_s))
         # 3  commit, only as the newest holder
         commit(folder, order, store, record, claimed, hold.confirm)

@@ -27,7 +27,7 @@ class Meter:
     def __init__(self, report: Report, num_steps: int, done: int, file: Path, track: Track | None = None) -> None:
         self.report, self.num_steps, self.step, self.first = report, num_steps, done, done
         self.track = track
-        self.started = self.last = time.monotonic()
+        self.started = self.last = self.ticked = time.monotonic()
         self.tokens = 0
         self.loss: float | None = None
         self.file = file
@@ -40,10 +40,12 @@ class Meter:
         self.tokens += tokens
         loss = figures["loss"]
         self.loss = loss if self.loss is None else SMOOTHING * self.loss + (1 - SMOOTHING) * loss
-        self._lines.append(json.dumps({"step": self.step, "tokens": tokens, **_rounded(figures)}))
+        now = time.monotonic()
+        seconds, self.ticked = now - self.ticked, now
+        line = {"step": self.step, "tokens": tokens, "seconds": round(seconds, 4), **_rounded(figures)}
+        self._lines.append(json.dumps(line))
         if self.track is not None:
             self.track(figures, self.step)
-        now = time.monotonic()
         if now - self.last >= PROGRESS_EVERY_S or self.step == self.num_steps:
             self.last = now
             self.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -142,8 +143,10 @@ def _train_on_answers(
     num_pairs = int(corpus.forked.sum())
     if num_pairs:
         assert references is not None, "rows that fork come to stages that have a reference"
+        started = time.monotonic()
         run.metrics["reference"] = run.notes["reference"] = reference = weights_hash(opened.model)
         loss.reference.update(reference_logprobs(learner, corpus, references, reference, run.parallel))
+        run.metrics["reference_seconds"] = round(time.monotonic() - started, 4)
     optimise(learner, corpus, optim, run, lambda rows: totals_of(corpus, rows))
     if loss.pair_weight is not None:
         run.metrics |= {"pairs": num_pairs, "singles": len(corpus) - num_pairs}
