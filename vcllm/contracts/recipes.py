@@ -148,10 +148,12 @@ class SftStage(Contract):
 
 
 class CriticStage(Contract):
-    """A sequence classifier over (query, answer): one class per outcome."""
+    """A sequence classifier over (query, answer): one class per outcome, one score per criterion in the data."""
 
     stage: Literal["critic"] = "critic"
     optim: Optim
+    score_weight: float = Field(default=0.5, ge=0)
+    """Weight of the criteria's loss beside the classes'; 0: no criterion is learned."""
     num_rows: int = Field(default=20_000, ge=1)
     data: DataFile | None = None
 
