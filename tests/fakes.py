@@ -80,9 +80,9 @@ def tiny_causal(tokenizer: Any, seed: int = 0, **changes: Any) -> Any:
     return Qwen3ForCausalLM(config).eval()
 
 
-def tiny_classifier(tokenizer: Any, seed: int = 0, **changes: Any) -> Any:
+def tiny_classifier(tokenizer: Any, seed: int = 0, labels: dict[int, str] | None = None, **changes: Any) -> Any:
     """A random critic with one class per outcome."""
-    labels = dict(enumerate(outcome.value for outcome in SCORED))
+    labels = labels or dict(enumerate(outcome.value for outcome in SCORED))
     config = tiny_config(len(tokenizer), initializer_range=0.5, id2label=labels, **changes)
     config.label2id = {label: number for number, label in labels.items()}
     config.pad_token_id = tokenizer.pad_token_id

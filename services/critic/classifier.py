@@ -1,4 +1,4 @@
-"""A trained head as judge: one class per outcome, read in one forward pass.
+"""A trained head as judge: one class per outcome and a score per criterion, read in one forward pass.
 
 Items are judged in passes of similar length. Requests take turns pass by pass, so a large one delays a small
 one by one pass only.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from services.critic.language import is_in
 from services.critic.reasons import FAILURE_REASONS, OUTCOME_REASONS, WRONG_LANGUAGE
 from vcllm.contracts.critiques import (
+    SCORE_PREFIX,
     SCORED,
     Comparison,
     ComparisonItem,
@@ -35,8 +36,11 @@ class Classifier:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
-        self.outcomes = outcomes_of(loaded)
-        self.temperature = float(getattr(loaded.model.config, "critic_temperature", 1.0))
+        config = loaded.model.config
+        self.labels = labels_of(config.id2label)
+        self.temperature = float(getattr(config, "critic_temperature", 1.0))
+        self.temperatures: dict[str, float] = getattr(config, "critic_temperatures", {})
+        """By language; where one is missing, `temperature` holds."""
         self._turn = asyncio.Lock()
 
     async def critique(self, items: Sequence[CritiqueItem]) -> list[Critique]:
@@ -47,8 +51,9 @@ class Classifier:
         critiques = [unscored(item, failure or "outage") for item, failure in zip(items, failures, strict=True)]
         for chosen in by_length([len(ids[i]) for i in judged], max_rows=MAX_ITEMS_PER_PASS):
             here = [judged[j] for j in chosen]
-            for i, probabilities in zip(here, await self._pass([ids[i] for i in here]), strict=True):
-                critiques[i] = self._scored(items[i], probabilities)
+            temperatures = [self.temperatures.get(items[i].language, self.temperature) for i in here]
+            for i, values in zip(here, await self._pass([ids[i] for i in here], temperatures), strict=True):
+                critiques[i] = self._scored(items[i], values)
         return critiques
 
     async def compare(self, items: Sequence[ComparisonItem]) -> list[Comparison]:
@@ -64,9 +69,9 @@ class Classifier:
     def close(self) -> None:
         """Nothing runs between requests."""
 
-    async def _pass(self, ids: list[list[int]]) -> list[list[float]]:
+    async def _pass(self, ids: list[list[int]], temperatures: list[float]) -> list[list[float]]:
         async with self._turn:  # first come, first served: whoever comes back waits behind those already here
-            return await asyncio.to_thread(class_probabilities, self.loaded.model, ids, self.temperature)
+            return await asyncio.to_thread(class_probabilities, self.loaded.model, ids, temperatures)
 
     def _encode(self, items: Sequence[CritiqueItem]) -> list[list[int]]:
         tokenizer = self.loaded.tokenizer
@@ -77,8 +82,9 @@ class Classifier:
             return "empty"
         return "too_long" if len(tokens) > self.loaded.context else None
 
-    def _scored(self, item: CritiqueItem, probabilities: list[float]) -> Critique:
-        by_outcome = dict(zip(self.outcomes, probabilities, strict=True))
+    def _scored(self, item: CritiqueItem, values: list[float]) -> Critique:
+        by_label = dict(zip(self.labels, values, strict=True))
+        by_outcome = {outcome: by_label.pop(outcome) for outcome in SCORED}
         language_ok = is_in(item.language, item.response)
         outcome = max(by_outcome, key=by_outcome.__getitem__) if language_ok else Outcome.BROKEN
         reason = OUTCOME_REASONS[outcome] if language_ok else WRONG_LANGUAGE
@@ -86,18 +92,19 @@ class Classifier:
             outcome=outcome,
             score=min(1.0, by_outcome[Outcome.CONSISTENT]) if language_ok else 0.0,
             probabilities=by_outcome,
+            criteria={label.removeprefix(SCORE_PREFIX): score for label, score in by_label.items()},
             language_ok=language_ok,
             reason=reason[item.language],
         )
 
 
-def outcomes_of(loaded: Loaded) -> list[Outcome]:
-    """The outcome of every class, in the head's order; Refused when they are not those of a critic."""
-    labels = loaded.model.config.id2label
-    names = [labels[number] for number in range(len(labels))]
-    if sorted(names) != sorted(SCORED):
-        raise Refused(f"A critic needs the classes {', '.join(SCORED)}; this model has {', '.join(names)}.")
-    return [Outcome(name) for name in names]
+def labels_of(id2label: dict[int, str]) -> list[str]:
+    """The label of every output, in the head's order; Refused when the classes are not those of a critic."""
+    labels = [id2label[number] for number in range(len(id2label))]
+    classes = [label for label in labels if not label.startswith(SCORE_PREFIX)]
+    if sorted(classes) != sorted(SCORED):
+        raise Refused(f"A critic needs the classes {', '.join(SCORED)}; this model has {', '.join(classes)}.")
+    return labels
 
 
 def unscored(item: CritiqueItem, failure: Failure) -> Critique:

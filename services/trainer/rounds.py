@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from services.trainer.context import Context
 from vcllm.alignment.archive import Archive
@@ -17,16 +18,18 @@ from vcllm.alignment.controller import next_benign_share
 from vcllm.alignment.filters import Sieve
 from vcllm.alignment.pairing import make_pair, success_share
 from vcllm.alignment.replay import choose_replay
-from vcllm.contracts.attacks import Attack, AttackGoal, AttackRequest, Cell, ItemKind, attack_prompt
+from vcllm.alignment.updates import Attempt, attacker_updates
+from vcllm.contracts.attacks import MAX_GOALS, Attack, AttackGoal, AttackRequest, Cell, ItemKind, attack_prompt
 from vcllm.contracts.base import Language, digest
 from vcllm.contracts.charter import Split, TacticUse
 from vcllm.contracts.chat import ChatMessage, Completion, Sampling
-from vcllm.contracts.critiques import Critique, CritiqueItem, CritiqueRequest, Outcome
+from vcllm.contracts.critiques import MAX_ITEMS, Critique, CritiqueItem, CritiqueRequest, Outcome
 from vcllm.contracts.evaluation import ArchiveCell, EvalItem, RoundSummary
 from vcllm.contracts.pairs import Pair, Provenance
 from vcllm.evaluation.measures import share_of
 from vcllm.starter.gold import judge
 
+T = TypeVar("T")
 NOVEL = 0.3
 """A query counts as novel when it is at least this far from every remembered win of its cell."""
 
@@ -48,6 +51,15 @@ class Played:
     @property
     def successes(self) -> list[float]:
         return [success_share(critiques) or 0.0 for critiques in self.critiques]
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """The attacks, harmless ones left out, as the Attacker learns from them."""
+        return [
+            Attempt(attack_prompt(attack.goal), attack.query, success_share(critiques), novelty)
+            for attack, critiques, novelty in zip(self.attacks, self.critiques, self.novelty, strict=True)
+            if attack.goal.kind == "attack"
+        ]
 
 
 class Rounds:
@@ -107,19 +119,10 @@ class Rounds:
         return [pair.id for pair in choose_replay(earlier, num_new, self.params.replay_share, chance)]
 
     def attacker_rows(self, played: Played) -> list[dict[str, Any]]:
-        """The round's wins, weighted by success and novelty, among seeds that keep the Attacker's form."""
-        wins = [
-            {
-                "messages": [
-                    {"role": "user", "content": attack_prompt(attack.goal)},
-                    {"role": "assistant", "content": attack.query},
-                ],
-                "weight": round(success * (0.2 + 0.8 * novelty), 4),
-            }
-            for attack, success, novelty in zip(played.attacks, played.successes, played.novelty, strict=True)
-            if success > 0 and attack.goal.kind == "attack"
-        ]
-        return wins + self.context.world(f"attacker-{played.number}").attacker_rows(self.params.attacker.num_rows)
+        """What the round's attacks teach, among seeds that keep the Attacker's form."""
+        before = [self.played[number] for number in sorted(self.played) if number < played.number]
+        updates = attacker_updates(played.attempts, [attempt for one in before for attempt in one.attempts])
+        return updates + self.context.world(f"attacker-{played.number}").attacker_rows(self.params.attacker.num_rows)
 
     def retention(self, before: int) -> list[EvalItem]:
         """Queries of rounds before this one that are kept for good, `num_retention` of each."""
@@ -172,21 +175,28 @@ class Rounds:
         return judge(answer.text, card, charter.reason(card), goal.goal, goal.kind, goal.cell.language, done).outcome
 
     def _goals(self, number: int) -> list[AttackGoal]:
-        """Cells by the archive's weights, a card and claim of each at random, a share of them harmless."""
+        """Cells by the archive's weights, a card and claim of each at random, a share of them harmless.
+
+        Each stands there once for every try; a try's place gives it a seed of its own.
+        """
         chance, world = self._chance(number, "goals"), self.context.world(f"round-{number}")
         goals = []
         for cell in self.archive.choose(self.cells, self.params.num_goals, chance):
             card = chance.choice([card for card in self.cards if card.subdomain == cell.subdomain])
             kind: ItemKind = "benign" if chance.random() < self.benign_share else "attack"
-            goals.append(world.goal(card, self.context.charter.tactic(cell.tactic), cell.language, kind))
+            goal = world.goal(card, self.context.charter.tactic(cell.tactic), cell.language, kind)
+            goals.extend([goal] * self.params.num_tries)
         return goals
 
     def _attacks(self, name: str, goals: list[AttackGoal], attacker: str, number: int, trace: str) -> list[Attack]:
         context = self.context
         if (kept := context.recall(name)) is None:
             context.hold.go_on()
-            request = AttackRequest(goals=goals, seed=self._seed(number, "attack"), model=attacker)
-            attacks = context.attacker.attacks(request, trace=trace).attacks
+            attacks: list[Attack] = []
+            for part in _parts(goals, MAX_GOALS):
+                seed = self._seed(number, "attack") + len(attacks)
+                request = AttackRequest(goals=part, seed=seed, model=attacker)
+                attacks += context.attacker.attacks(request, trace=trace).attacks
             kept = [attack.model_dump(mode="json") for attack in attacks]
             context.keep(name, kept)
         context.tell("round", round=number, phase="attack", done=len(kept), total=len(goals))
@@ -240,9 +250,9 @@ class Rounds:
         return [[Critique.model_validate(one) for one in row] for row in kept]
 
     def _ask_critic(self, items: list[CritiqueItem], critic: str, trace: str) -> list[Critique]:
-        if not items:
-            return []
-        return self.context.critic.critiques(CritiqueRequest(items=items, model=critic), trace=trace).critiques
+        requests = [CritiqueRequest(items=part, model=critic) for part in _parts(items, MAX_ITEMS)]
+        replies = [self.context.critic.critiques(request, trace=trace) for request in requests]
+        return [critique for reply in replies for critique in reply.critiques]
 
     def _pairs(
         self,
@@ -294,6 +304,11 @@ class Rounds:
 
     def _seed(self, number: int, purpose: str) -> int:
         return self._chance(number, purpose).randrange(2**31)
+
+
+def _parts(values: list[T], most: int) -> Iterator[list[T]]:
+    for begin in range(0, len(values), most):
+        yield values[begin : begin + most]
 
 
 def _retained(attack: Attack, number: int) -> EvalItem:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from pydantic import SecretStr
 
 from services.critic import classifier
@@ -45,14 +46,25 @@ ZH = {"query": "谁可以发言？", "response": "每个人都可以轮流发言
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two critics, the second with a temperature; and a writer that somebody stored as a critic."""
+    """Critics: a plain one, one with temperatures, the plain one's classes with scores of criteria beside them."""
     home: Path = tmp_path_factory.mktemp("critic")
     store, tokenizer = ModelStore(home / "models"), tiny_tokenizer()
     add_version(store, "critic", "c1")
     warm = tiny_classifier(tokenizer)
-    warm.config.critic_temperature = 4.0
+    warm.config.critic_temperature, warm.config.critic_temperatures = 4.0, {"zh": 1.0}
     commit_model(store, "critic", "c2", warm, tokenizer)
+    commit_model(store, "critic", "c3", with_criteria(tiny_classifier(tokenizer), "manner", "stance"), tokenizer)
     return home
+
+
+def with_criteria(model: Any, *names: str) -> Any:
+    """The same classes in a head that has an output more for each criterion."""
+    labels = dict(enumerate([*SCORED, *(f"score:{name}" for name in names)]))
+    wide = tiny_classifier(tiny_tokenizer(), seed=1, labels=labels)
+    wide.model.load_state_dict(model.model.state_dict())
+    with torch.no_grad():
+        wide.score.weight[: len(SCORED)] = model.score.weight
+    return wide
 
 
 @pytest.fixture
@@ -108,6 +120,26 @@ def test_a_temperature_in_the_configuration_is_obeyed(critic: httpx.Client) -> N
 
     assert warm.outcome == sharp.outcome
     assert max(warm.probabilities.values()) < max(sharp.probabilities.values())
+
+
+def test_a_language_has_its_own_temperature_where_one_was_fitted(critic: httpx.Client) -> None:
+    """c2 has 1 for Chinese, as c1 has for all, and 4 for the rest."""
+    plain, own = (judge(critic, [ZH, EN], model=model).critiques for model in ("c1", "c2"))
+
+    assert own[0].score == pytest.approx(plain[0].score, abs=1e-5)
+    assert own[1].score != pytest.approx(plain[1].score, abs=1e-3)
+
+
+def test_criteria_are_scored_beside_the_outcome(critic: httpx.Client) -> None:
+    """The outcome, its probabilities and the score are those of the classes alone; a plain critic has no criteria."""
+    [plain], [scored] = (judge(critic, [EN], model=model).critiques for model in ("c1", "c3"))
+
+    assert plain.criteria == {}
+    assert list(scored.criteria) == ["manner", "stance"]
+    assert all(0 <= score <= 1 for score in scored.criteria.values())
+    assert scored.outcome == plain.outcome and list(scored.probabilities) == list(SCORED)
+    assert scored.probabilities == pytest.approx(plain.probabilities, abs=1e-5)
+    assert scored.score == pytest.approx(plain.score, abs=1e-5)
 
 
 def test_the_wrong_language_is_broken_whatever_the_head_says(critic: httpx.Client) -> None:
@@ -203,10 +235,10 @@ def test_a_small_request_is_not_kept_waiting_by_a_large_one(monkeypatch: pytest.
     judged = Classifier(Loaded(tiny_classifier(tokenizer), tokenizer, 512))
     passes: list[int] = []
 
-    def slow(model: Any, ids: list[list[int]], temperature: float) -> list[list[float]]:
+    def slow(model: Any, ids: list[list[int]], temperatures: list[float]) -> list[list[float]]:
         passes.append(len(ids))
         time.sleep(0.05)
-        return class_probabilities(model, ids, temperature)
+        return class_probabilities(model, ids, temperatures)
 
     monkeypatch.setattr(classifier, "class_probabilities", slow)
     monkeypatch.setattr(classifier, "MAX_ITEMS_PER_PASS", 10)

@@ -40,7 +40,11 @@ def own_pair(charter: str = "c" * 64) -> Pair:
         ({"text": "Hi."}, {"text": "Hi."}),
         (CHAT, CHAT),
         ({"messages": [SYSTEM, USER, ASSISTANT], "weight": 2}, {"messages": [SYSTEM, USER, ASSISTANT], "weight": 2.0}),
-        ({**CHAT, "label": "refusal", "scores": {"refusal": 0.9}}, {**CHAT, "label": "refusal"}),
+        (
+            {**CHAT, "label": "refusal", "scores": {"stance": 1, "manner": 0.25, "facts": None}},
+            {**CHAT, "label": "refusal", "scores": {"stance": 1.0, "manner": 0.25}},
+        ),
+        ({**CHAT, "label": "refusal", "scores": {}}, {**CHAT, "label": "refusal"}),
         ({"prompt": "Why?", "completion": "Because."}, CHAT),
         ({"prompt": [USER], "completion": [ASSISTANT]}, CHAT),
         ({"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "weight": 0.5}, {**PREFERENCE, "weight": 0.5}),
@@ -54,6 +58,7 @@ def own_pair(charter: str = "c" * 64) -> Pair:
         "messages",
         "system and weight",
         "label and scores",
+        "label and empty scores",
         "prompt and completion",
         "prompt and completion as turns",
         "preference",
@@ -104,7 +109,14 @@ def test_one_of_our_own_pairs_becomes_a_preference_with_its_id():
         ({**CHAT, "weight": True}, ("/weight", "must be a number above 0 and at most 1,000,000, is true")),
         ({**CHAT, "label": "unscored"},
          ("/label", "must be one of consistent, violating, refusal, broken, is 'unscored'")),
-        ({**CHAT, "scores": {"refusal": 2}}, ("/scores/refusal", "must be a number from 0 to 1, is 2")),
+        ({**CHAT, "scores": {"stance": 2}}, ("/scores/stance", "must be a number from 0 to 1, is 2")),
+        ({**CHAT, "scores": {"stance": float("nan")}},
+         ("/scores/stance", "must be a number from 0 to 1, is a number beyond all measure")),
+        ({**CHAT, "scores": {"refusal": 0.9}},
+         ("/scores/refusal", "is an outcome, whose place is 'label'; scores are of criteria")),
+        ({**CHAT, "scores": {"Fair/play": 1}},
+         ("/scores/Fair~1play", "must be the id of a criterion: a-z, 0-9 and _")),
+        ({**CHAT, "scores": []}, ("/scores", "must be an object of criterion and number, is a list")),
         ({"prompt": [ASSISTANT], "completion": "a"}, ("/prompt", "must be text, or turns that end with the user's")),
         ({"prompt": "a", "completion": [USER]}, ("/completion", "the last turn must be the assistant's")),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, ("/rejected", "is the same as 'chosen': a tie teaches "
@@ -186,6 +198,14 @@ def test_the_critic_needs_one_question_one_answer_and_a_label():
 def test_a_labelled_answer_is_not_learned_as_an_answer():
     """Critic data in the wrong place would teach the Actor to violate its charter."""
     assert normalise({**CHAT, "label": "violating"}, "sft").faults[0][0] == "/label"
+
+
+def test_scores_are_for_the_critic():
+    """Another stage would learn the answer whatever its scores."""
+    row = {**CHAT, "scores": {"stance": 0.5}}
+
+    assert normalise({**row, "label": "broken"}, "critic").faults == []
+    assert normalise(row, "sft").faults[0][0] == "/scores"
 
 
 def test_a_weight_that_would_have_no_effect_is_refused():

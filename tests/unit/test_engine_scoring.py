@@ -71,6 +71,30 @@ def test_padding_does_not_change_a_judgement(tokenizer: Any) -> None:
         assert max(flat) < max(probs) and flat.index(max(flat)) == probs.index(max(probs))
 
 
+def test_scores_of_criteria_stand_beside_the_classes(tokenizer: Any) -> None:
+    """Classes share a probability of 1 among themselves, wherever in the head they are; a score is a sigmoid."""
+    labels = dict(enumerate(["consistent", "score:manner", "violating", "refusal", "score:stance", "broken"]))
+    model = tiny_classifier(tokenizer, labels=labels)
+    ids = tokenizer("speak in turn")["input_ids"]
+
+    [values] = class_probabilities(model, [ids], temperature=2.0)
+
+    logits = model(torch.tensor([ids])).logits[0]
+    assert [values[i] for i in (0, 2, 3, 5)] == pytest.approx((logits[[0, 2, 3, 5]] / 2).softmax(-1).tolist(), abs=1e-5)
+    assert [values[i] for i in (1, 4)] == pytest.approx(logits[[1, 4]].sigmoid().tolist(), abs=1e-5)
+
+
+def test_every_text_can_have_its_own_temperature(tokenizer: Any) -> None:
+    """Whatever order they are read in."""
+    model = tiny_classifier(tokenizer)
+    ids = [tokenizer("speak " * length)["input_ids"] for length in (9, 1, 4)]
+
+    together = class_probabilities(model, ids, [1.0, 4.0, 2.0])
+
+    for text, temperature, probs in zip(ids, (1.0, 4.0, 2.0), together, strict=True):
+        assert probs == pytest.approx(class_probabilities(model, [text], temperature)[0], abs=1e-5)
+
+
 def test_passes_hold_every_index_once_within_their_bounds() -> None:
     """Sorted by length, so that neighbours need little padding."""
     lengths = [7, 1, 9, 3, 3, 8, 2, 30]

@@ -50,6 +50,15 @@ def test_a_pair_sent_twice_is_queued_once(stream: PairStream):
     assert stream.waiting() == 1
 
 
+def test_a_pair_judged_without_criteria_keeps_the_id_it_always_had():
+    """Scores by criterion came later: a pair queued before them must be known again."""
+    plain = pair(1)
+    scored = Critique(outcome=Outcome.CONSISTENT, score=0.9, criteria={"stance": 1.0})
+
+    assert plain.id == "9282c96f2f7aed99a7bc8f612760f76eb2ce48dc8598832c6c485d052fe3cb1e"
+    assert plain.model_copy(update={"chosen_critique": scored}).id != plain.id
+
+
 def test_a_pair_that_was_used_is_not_queued_again(stream: PairStream):
     """The dedupe set is permanent: training on it twice is what it prevents."""
     stream.add(pair(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,29 @@ def test_critic_rows_have_every_class_and_their_labels_are_right():
 
     assert set(labels) == {"consistent", "violating", "refusal", "broken"}
     assert wrong == []
+
+
+def test_critic_rows_are_scored_by_the_rubric_as_far_as_they_are_sure():
+    """Level n of five is (n - 1) / 4; a row without doubt in any criterion has no scores at all."""
+    seen: dict[str, set] = {}
+    for row in World(CHARTER, 4).critic_rows(600):
+        for criterion, score in row.get("scores", {}).items():
+            seen.setdefault(criterion, set()).add((row["label"], score))
+
+    assert seen == {
+        "stance": {("consistent", 1.0), ("violating", 0.0), ("refusal", 0.5)},
+        "manner": {("consistent", 1.0), ("refusal", 0.25), ("broken", 0.0)},
+    }
+
+
+def test_a_rubric_without_our_criteria_changes_no_text():
+    """Scores draw no chance: another charter's critic reads the very same exchanges."""
+    other = CHARTER.rubric.model_copy(update={"criteria": CHARTER.rubric.criteria[1:2]})
+    rows = World(CHARTER, 4).critic_rows(50)
+    bare = World(replace(CHARTER, rubric=other), 4).critic_rows(50)
+
+    assert not [row for row in bare if "scores" in row]
+    assert bare == [{key: value for key, value in row.items() if key != "scores"} for row in rows]
 
 
 def test_the_base_gives_way_under_pressure_and_is_mostly_fair_when_asked_plainly():

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from vcllm.contracts.base import Contract, Language
 
+MAX_GOALS = 512
+"""Of one request."""
+
 ItemKind = Literal["attack", "benign"]
 """`attack` presses a violating claim; `benign` wraps a harmless question in the same way (refusing it is the fault)."""
 
@@ -40,7 +43,7 @@ class AttackGoal(Contract):
 class AttackRequest(Contract):
     """`POST /v1/attacks`."""
 
-    goals: list[AttackGoal] = Field(min_length=1, max_length=512)
+    goals: list[AttackGoal] = Field(min_length=1, max_length=MAX_GOALS)
     temperature: float = Field(default=1.0, ge=0, le=2)
     max_tokens: int = Field(default=64, ge=1, le=1024)
     seed: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from operator import not_
 from typing import Literal
 
 from pydantic import Field
@@ -28,6 +29,12 @@ class Outcome(StrEnum):
 SCORED = (Outcome.CONSISTENT, Outcome.VIOLATING, Outcome.REFUSAL, Outcome.BROKEN)
 """The classes of a critic head, in the order of its outputs."""
 
+SCORE_PREFIX = "score:"
+"""Before the id of a criterion in the names of a critic head's outputs; such an output is a score, not a class."""
+
+MAX_ITEMS = 2048
+"""Of one request."""
+
 Failure = Literal["too_long", "empty", "outage"]
 """Why an item came back unscored: a closed vocabulary."""
 
@@ -44,7 +51,7 @@ class CritiqueItem(Contract):
 class CritiqueRequest(Contract):
     """`POST /v1/critiques`."""
 
-    items: list[CritiqueItem] = Field(min_length=1, max_length=2048)
+    items: list[CritiqueItem] = Field(min_length=1, max_length=MAX_ITEMS)
     model: str | None = None
     """A version of the critic; None: the current one."""
 
@@ -56,6 +63,9 @@ class Critique(Contract):
     score: float | None = Field(default=None, ge=0, le=1)
     """Probability that the answer keeps to the charter; None when unscored."""
     probabilities: dict[Outcome, float] = Field(default_factory=dict)
+    criteria: dict[str, float] = Field(default_factory=dict, exclude_if=not_)
+    """From 0 (worst) to 1 (best) by the rubric's criterion, as far as the Critic has learned to score them. Absent
+    from the JSON when empty: what was judged without keeps its form, and so a pair its id."""
     language_ok: bool = True
     """False: the answer is not in the language of the item."""
     reason: str = ""

@@ -148,10 +148,12 @@ class SftStage(Contract):
 
 
 class CriticStage(Contract):
-    """A sequence classifier over (query, answer): one class per outcome."""
+    """A sequence classifier over (query, answer): one class per outcome, one score per criterion in the data."""
 
     stage: Literal["critic"] = "critic"
     optim: Optim
+    score_weight: float = Field(default=0.5, ge=0)
+    """Weight of the criteria's loss beside the classes'; 0: no criterion is learned."""
     num_rows: int = Field(default=20_000, ge=1)
     data: DataFile | None = None
 
@@ -198,7 +200,10 @@ class Rounds(Contract):
 
     count: int = Field(default=3, ge=0)
     num_goals: int = Field(default=160, ge=2)
-    """Queries asked of the Attacker per round."""
+    """Goals set to the Attacker per round."""
+    num_tries: int = Field(default=1, ge=1)
+    """Queries asked for each goal. With more than one, many goals see a win beside a failure, and the Attacker learns
+    to prefer the one to the other; the round takes as many times longer."""
     benign_share: float = Field(default=0.2, ge=0, lt=1)
     """Share of them that wrap a harmless question; moved by the controller within [half, double]."""
     num_samples: int = Field(default=4, ge=2)

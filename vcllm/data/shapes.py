@@ -1,11 +1,12 @@
 """The shapes that rows come in, and the three they leave in: a document, a chat, a preference.
 
     document    {"text"}
-    chat        {"messages": [{"role", "content"}...], "weight"?, "label"?}          the last turn is the assistant's
+    chat        {"messages": [turns...], "weight"?, "label"?, "scores"?}     the last turn is the assistant's
     preference  {"prompt": [turns...], "chosen", "rejected" | None, "weight"?, "id"?}
 
-A shape is told by its keys; a row that could be several is taken as one that its stage can use. Keys with no meaning
-here are left out and named. Does not know tokens, nor other rows.
+A turn is {"role", "content"}; scores are {criterion: number}. A shape is told by its keys; a row that could be several
+is taken as one that its stage can use. Keys with no meaning here are left out and named. Does not know tokens, nor
+other rows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Row = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 LABELS = tuple(outcome.value for outcome in SCORED)
 MAX_WEIGHT = 1e6
+CRITERION = re.compile("[a-z0-9_]+")
 HALF_CHARACTER = "holds half a character (an unpaired surrogate): write it again"
 SURROGATE = re.compile("[\ud800-\udfff]")
 KINDS = {"pair": "preference", "preference": "preference", "completion": "chat", "chat": "chat", "document": "document"}
@@ -125,6 +127,8 @@ def _unsuited(row: Row, kind: str, stage: str) -> list[tuple[str, str]]:
         faults += _unsuited_to_critic(row)
     elif "label" in row:
         faults.append(("/label", f"stage '{stage}' learns every answer, whatever its label: leave the label out"))
+    elif "scores" in row:
+        faults.append(("/scores", f"stage '{stage}' learns every answer, whatever its scores: leave the scores out"))
     return faults
 
 
@@ -277,20 +281,24 @@ class _Reader:
             row["label"] = label
             if label not in LABELS:
                 self.fault("/label", f"must be one of {', '.join(LABELS)}, is {_name(label)}")
-        if scores is not None:
-            self.scores(scores)
+        if scores is not None and (known := self.scores(scores)):
+            row["scores"] = known
         return self.weighed(row)
 
-    def scores(self, value: Any) -> None:
-        """Probabilities beside a label: checked, not trained on."""
+    def scores(self, value: Any) -> dict[str, float]:
+        """Numbers by the criterion's id; a null is an absent key, as in a table."""
         if not isinstance(value, dict):
-            self.fault("/scores", f"must be an object of outcome and number, is {_name(value)}")
-            return
-        for key, score in value.items():
-            if key not in LABELS:
-                self.fault(f"/scores/{_escaped(key)}", f"must be one of {', '.join(LABELS)}")
+            self.fault("/scores", f"must be an object of criterion and number, is {_name(value)}")
+            return {}
+        scores = {key: score for key, score in value.items() if score is not None}
+        for key, score in scores.items():
+            if key in LABELS:
+                self.fault(f"/scores/{key}", "is an outcome, whose place is 'label'; scores are of criteria")
+            elif not CRITERION.fullmatch(key):
+                self.fault(f"/scores/{_escaped(key)}", "must be the id of a criterion: a-z, 0-9 and _")
             elif not _is_number(score) or not 0 <= score <= 1:
                 self.fault(f"/scores/{_escaped(key)}", f"must be a number from 0 to 1, is {_name(score)}")
+        return {} if self.faults else {key: float(score) for key, score in scores.items()}
 
     def weighed(self, row: Row) -> Row:
         weight = self.take("weight")

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vcllm.contracts.critiques import SCORE_PREFIX
 from vcllm.engine.prompts import encode, render, without_special_tokens
 
-# Shapes: B texts, T tokens, K tokens scored, V vocabulary, C classes.
+# Shapes: B texts, T tokens, K tokens scored, V vocabulary, C labels of a classifier.
 
 TOKENS_PER_PASS = 8192
 LOGITS_PER_PASS = 1 << 26
@@ -74,16 +75,26 @@ def critic_text(tokenizer: Any, query: str, response: str) -> str:
 
 
 @torch.inference_mode()
-def class_probabilities(model: Any, ids: Sequence[list[int]], temperature: float = 1.0) -> list[list[float]]:
-    """Per text the probability of every class, in the order of `config.id2label`."""
+def class_probabilities(
+    model: Any, ids: Sequence[list[int]], temperature: float | Sequence[float] = 1.0
+) -> list[list[float]]:
+    """Per text a number for every label, in the order of `config.id2label`.
+
+    Classes share a probability of 1, at a temperature for all texts or each its own; labels that begin with
+    `score:` are no classes, each is a score in [0, 1] by itself.
+    """
+    is_score_C = torch.tensor([label.startswith(SCORE_PREFIX) for _, label in sorted(model.config.id2label.items())])
+    is_score_C, temperature_B = is_score_C.to(model.device), torch.as_tensor(temperature).expand(len(ids))
     found: list[list[float]] = [[] for _ in ids]
     pad = model.config.get_text_config().pad_token_id
     for rows in by_length([len(text) for text in ids]):
         ids_BT, seen_BT = padded([ids[row] for row in rows], model.device, pad)
         logits_BC = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits
-        probs_BC = (logits_BC.float() / temperature).softmax(-1)
-        for row, probs in zip(rows, probs_BC.tolist(), strict=True):
-            found[row] = probs
+        classes_BC = logits_BC.float() / temperature_B[rows, None].to(model.device)
+        probs_BC = classes_BC.masked_fill(is_score_C, -torch.inf).softmax(-1)
+        values_BC = probs_BC.where(~is_score_C, logits_BC.float().sigmoid())
+        for row, values in zip(rows, values_BC.tolist(), strict=True):
+            found[row] = values
     return found
 
 

@@ -34,6 +34,16 @@ REFUSAL_SHARE = 0.04
 """Of the base's answers to attacks that do not agree, and of wrapped harmless questions."""
 PLAIN_SHARE = 0.2
 """Of the base's attacks: asked plainly (the first tactic of the charter), so that it knows the fair answer."""
+LEVELS: dict[tuple[ItemKind, Outcome], dict[str, int]] = {
+    ("attack", Outcome.CONSISTENT): {"stance": 5, "manner": 5},
+    ("attack", Outcome.VIOLATING): {"stance": 1},
+    ("attack", Outcome.REFUSAL): {"stance": 3, "manner": 2},
+    ("attack", Outcome.BROKEN): {"manner": 1},
+    ("benign", Outcome.CONSISTENT): {"manner": 5},
+    ("benign", Outcome.BROKEN): {"manner": 1},
+}
+"""Levels of the shipped rubric, where the way an answer is made leaves no doubt: a bare refusal does not let one tell
+whether it agrees, a broken answer is off the point, cut off or in the wrong language. What is not here is unknown."""
 SFT_TEMPLATES = 4
 """Instruction data meets the first templates of a seed tactic only."""
 
@@ -97,7 +107,8 @@ class World:
             kind: ItemKind = "benign" if self.random.random() < 0.3 else "attack"
             goal = self.random.randrange(len(card.benign if kind == "benign" else card.claims))
             answer, outcome = self._labelled(card, goal, kind, language)
-            rows.append({**_turns(self.query(card, tactic, goal, kind, language), answer), "label": outcome.value})
+            row = {**_turns(self.query(card, tactic, goal, kind, language), answer), "label": outcome.value}
+            rows.append(row | self._scores(kind, outcome))
         return rows
 
     def attacker_rows(self, num_rows: int) -> list[Row]:
@@ -197,6 +208,12 @@ class World:
         if draw < 0.70:
             return self.refusal(language), Outcome.REFUSAL
         return self._broken_attack(card, goal, language), Outcome.BROKEN
+
+    def _scores(self, kind: ItemKind, outcome: Outcome) -> Row:
+        """`scores` of a Critic's row by the criteria of the charter's rubric; nothing where none is known."""
+        levels = LEVELS.get((kind, outcome), {})
+        scores = {one.id: (levels[one.id] - 1) / 4 for one in self.charter.rubric.criteria if one.id in levels}
+        return {"scores": scores} if scores else {}
 
     def _broken_benign(self, card: Card, goal: int, language: Language) -> str:
         answer = card.benign[goal].answer

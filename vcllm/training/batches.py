@@ -1,6 +1,7 @@
 """Which rows make a step, and how a micro-batch of them lies in memory: end to end, without padding.
 
-Shapes: N tokens of all rows together, M learned tokens, R rows, S sequences (one a row, two where it forks).
+Shapes: N tokens of all rows together, M learned tokens, R rows, S sequences (one a row, two where it forks),
+K criteria of a critic.
 The plan depends on the lengths, the seed and nothing else: the step is all a checkpoint remembers of the data.
 """
 
@@ -119,6 +120,8 @@ class Batch:
     forked_R: Tensor
     weight_R: Tensor
     label_R: Tensor
+    score_RK: Tensor
+    """By criterion, for a classifier; NaN where a row has none."""
     last_R: Tensor
     """Position of each row's last token, where a classifier reads."""
     rows: tuple[int, ...]
@@ -159,6 +162,7 @@ def make_batch(corpus: Corpus, rows: Rows, device: torch.device) -> Batch:
         forked_R=tensor(forked),
         weight_R=tensor(table["weight"]),
         label_R=tensor(table["label"].astype(np.int64)),
+        score_RK=tensor(table["scores"]),
         last_R=tensor(offset + length - 1),
         rows=tuple(int(row) for row in rows),
     )

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ ROW = np.dtype(
         ("key", "S32"),  # hash of the tokens and of where they fork
     ]
 )
+"""Every row also has `scores`, as many as there are criteria, which differs from corpus to corpus."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Encoded:
     """Class of a classifier's row; -1: none."""
     language: int = -1
     """0 zh, 1 en, -1 unknown: for calibration per language."""
+    scores: tuple[float, ...] = ()
+    """By criterion, in an order that whoever encodes keeps for all rows; NaN: unknown."""
 
 
 @dataclass
@@ -96,6 +100,11 @@ class Corpus:
         """Which rows have a second branch."""
         return self.rows["fork"] < self.rows["length"]
 
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Rows by criteria; NaN where a row has no score."""
+        return self.rows["scores"]
+
     @classmethod
     def open(cls, folder: Path) -> Corpus:
         rows = np.load(folder / ROWS, allow_pickle=False)
@@ -119,7 +128,7 @@ def write_corpus(folder: Path, encoded: Iterable[Encoded | None], counts: Counts
                 f"None of the {counts.rows} rows of the dataset can be trained on: nothing to learn is left within "
                 "max_length. Bring rows with text, or raise max_length."
             )
-        np.save(temporary / ROWS, np.array(rows, dtype=ROW), allow_pickle=False)
+        np.save(temporary / ROWS, _table(rows), allow_pickle=False)
         (temporary / COUNTS).write_text(json.dumps(vars(counts)))
         for name in (IDS, LEARNED, ROWS, COUNTS):
             fsync(temporary / name)
@@ -132,8 +141,13 @@ def write_corpus(folder: Path, encoded: Iterable[Encoded | None], counts: Counts
     return Corpus.open(folder)
 
 
-def _write_tokens(folder: Path, encoded: Iterable[Encoded | None], counts: Counts) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
+def _table(rows: list[tuple[Any, ...]]) -> NDArray[np.void]:
+    num_scores = len(rows[0][-1])
+    return np.array(rows, dtype=[*ROW.descr, ("scores", "<f4", (num_scores,))])
+
+
+def _write_tokens(folder: Path, encoded: Iterable[Encoded | None], counts: Counts) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
     start = 0
     with (folder / IDS).open("wb") as ids_file, (folder / LEARNED).open("wb") as learned_file:
         for row in encoded:
@@ -149,7 +163,8 @@ def _write_tokens(folder: Path, encoded: Iterable[Encoded | None], counts: Count
             first = int(learned[:fork].sum())
             shape = f"{row.prefix}/{fork}".encode()
             key = hashlib.blake2b(ids.tobytes() + shape, digest_size=16).hexdigest()
-            rows.append((start, row.line, length, row.prefix, fork, first, row.label, row.language, row.weight, key))
+            place = (start, row.line, length, row.prefix, fork, first)
+            rows.append((*place, row.label, row.language, row.weight, key, row.scores))
             start += length
             counts.used += 1
             counts.tokens += length

@@ -5,6 +5,7 @@ How text becomes tokens and what is learned of it stands in `chats`; this module
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -23,6 +24,7 @@ Encoder = Callable[[Any, Iterable[Row], int, Counts], Iterator[Encoded | None]]
 
 AT_ONCE = 256
 UNCUT = 1 << 30
+MAX_CRITERIA = 64
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -52,8 +54,13 @@ def answers(tokenizer: Any, rows: Iterable[Row], max_length: int, counts: Counts
         yield from (found[number] for number in range(len(part)))
 
 
-def labelled(tokenizer: Any, rows: Iterable[Row], max_length: int, counts: Counts) -> Iterator[Encoded | None]:
-    """Exchanges as a critic reads them, with the class of each. Too long ones are dropped: their end decides."""
+def labelled(
+    tokenizer: Any, rows: Iterable[Row], max_length: int, counts: Counts, criteria: Sequence[str] = ()
+) -> Iterator[Encoded | None]:
+    """Exchanges as a critic reads them, with the class of each and its scores by `criteria`.
+
+    Too long ones are dropped: their end decides.
+    """
     label_of = {outcome.value: index for index, outcome in enumerate(SCORED)}
     for line, part in _parts(rows, counts):
         texts = [critic_text(tokenizer, *(turn["content"] for turn in row["messages"])) for row in part]
@@ -64,7 +71,10 @@ def labelled(tokenizer: Any, rows: Iterable[Row], max_length: int, counts: Count
                 continue
             language = 0 if CHINESE.search(row["messages"][-1]["content"]) else 1
             weight, label = float(row.get("weight", 1.0)), label_of[row["label"]]
-            yield Encoded(ids, [False] * len(ids), line + number, weight=weight, label=label, language=language)
+            known = row.get("scores", {})
+            scores = tuple(float(known.get(criterion, math.nan)) for criterion in criteria)
+            learned = [False] * len(ids)
+            yield Encoded(ids, learned, line + number, weight=weight, label=label, language=language, scores=scores)
 
 
 def turns_of(row: Row) -> list[dict[str, str]]:
@@ -125,4 +135,19 @@ def check_labels(rows: Iterable[Row]) -> Iterator[Row]:
                 f"Row {number} cannot teach a critic: it needs a question, an answer and a 'label', one of "
                 f"{', '.join(sorted(known))}."
             )
+        if not all(0 <= score <= 1 for score in row.get("scores", {}).values()):
+            raise BadRequest(f"Row {number} cannot teach a critic: its 'scores' must be numbers from 0 to 1.")
         yield row
+
+
+def criteria_of(rows: Iterable[Row]) -> list[str]:
+    """The criteria that a critic's rows have scores for, sorted; BadRequest when no head could hold them all."""
+    found: set[str] = set()
+    for row in rows:
+        found.update(row.get("scores", {}))
+        if len(found) > MAX_CRITERIA:
+            raise BadRequest(
+                f"The rows have scores for more than {MAX_CRITERIA} criteria, such as {', '.join(sorted(found)[:3])}. "
+                "'scores' holds the id of a criterion and its number: look for ids that differ from row to row."
+            )
+    return sorted(found)

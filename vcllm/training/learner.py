@@ -2,7 +2,7 @@
 
 One module, so that whatever wraps modules (DDP, FSDP, DeepSpeed) sees a single forward call that ends in the loss.
 
-Shapes: N tokens, M learned tokens, R rows, S sequences, P pairs, C classes, H hidden size.
+Shapes: N tokens, M learned tokens, R rows, S sequences, P pairs, C classes, K criteria, H hidden size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vcllm.contracts.problems import BadRequest
 from vcllm.training.batches import Batch
 from vcllm.training.head import Head, chunked_loss, token_logprobs
-from vcllm.training.losses import PreferenceLoss, dpo_loss, ipo_loss, sequence_sums, weighted_nll
+from vcllm.training.losses import PreferenceLoss, dpo_loss, ipo_loss, score_losses, sequence_sums, weighted_nll
 
 Figures = dict[str, Tensor]
 """Sums over a micro-batch; `num_…` are what they are divided by."""
@@ -31,6 +31,8 @@ class Totals:
     weight: float = 1.0
     """Weighted learned tokens (or rows, for a classifier)."""
     pairs: float = 1.0
+    scores: float = 1.0
+    """Weighted scores by criterion, over all criteria."""
 
 
 @dataclass(frozen=True)
@@ -148,24 +150,38 @@ class _Terms:
 
 
 class ClassLearner(Learner):
-    """A classifier over whole rows, read at the last token; classes are balanced by `balance_C`."""
+    """A classifier over whole rows, read at the last token; classes are balanced by `balance_C`.
+
+    Outputs after the classes score a criterion each: sigmoids, learned from the rows that have a score for it.
+    """
 
     balance_C: Tensor
 
-    def __init__(self, model: Any, body: Callable[[Batch], Tensor], balance_C: Tensor) -> None:
+    def __init__(
+        self, model: Any, body: Callable[[Batch], Tensor], balance_C: Tensor, score_weight: float = 0.5
+    ) -> None:
         super().__init__(model, body)
         self.register_buffer("balance_C", balance_C, persistent=False)
+        self.score_weight = score_weight
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Logits of every row (R, C), float32."""
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of every row's classes (R, C) and criteria (R, K), float32."""
         last_RH = self.body(batch).index_select(0, batch.last_R)
-        return self.core.score(last_RH).float()
+        logits_RC, logits_RK = self.core.score(last_RH).float().tensor_split((len(self.balance_C),), dim=-1)
+        return logits_RC, logits_RK
 
     def forward(self, batch: Batch, totals: Totals) -> Tensor:
-        each_R = F.cross_entropy(self.logits(batch), batch.label_R, reduction="none")
+        logits_RC, logits_RK = self.logits(batch)
+        each_R = F.cross_entropy(logits_RC, batch.label_R, reduction="none")
         weight_R = self.balance_C[batch.label_R] * batch.weight_R
         self.figures = {"nll": (each_R * weight_R).sum().detach()}
-        return (each_R * weight_R).sum() / totals.weight
+        loss = (each_R * weight_R).sum() / totals.weight
+        if not logits_RK.shape[1]:
+            return loss
+        each_RK = score_losses(logits_RK, batch.score_RK)
+        scores = (each_RK * batch.weight_R[:, None]).sum() / totals.scores
+        self.figures["score_loss"] = scores.detach()
+        return loss + self.score_weight * scores
 
 
 def find_head(core: Any) -> Head:

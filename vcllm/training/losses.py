@@ -1,6 +1,6 @@
 """Losses as pure functions of log-probabilities.
 
-Shapes: M learned tokens, S sequences, P pairs (rows that fork).
+Shapes: M learned tokens, S sequences, P pairs (rows that fork), R rows, K criteria.
 """
 
 from __future__ import annotations
@@ -39,3 +39,9 @@ def ipo_loss(policy_gap_P: Tensor, reference_gap_P: Tensor, beta: float) -> Tens
     Here a gap is a difference of means over the answer's tokens: sums would ask long answers for less per token.
     """
     return (policy_gap_P - reference_gap_P - 1 / (2 * beta)).square()
+
+
+def score_losses(logits_RK: Tensor, target_RK: Tensor) -> Tensor:
+    """Binary cross-entropy with soft targets in [0, 1]; 0 where the target is NaN."""
+    each_RK = F.binary_cross_entropy_with_logits(logits_RK, target_RK.nan_to_num(), reduction="none")
+    return each_RK.where(~target_RK.isnan(), 0.0)

@@ -14,13 +14,14 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from vcllm.contracts.critiques import SCORED
+from vcllm.contracts.critiques import SCORE_PREFIX, SCORED
 from vcllm.contracts.problems import BadRequest
-from vcllm.contracts.recipes import StageOrder
+from vcllm.contracts.recipes import CriticStage, StageOrder
 from vcllm.engine.load import fetch, prepare
 from vcllm.engine.prompts import stop_ids
 from vcllm.stores.models import ModelStore
 from vcllm.training import scratch
+from vcllm.training.encode import criteria_of
 from vcllm.training.parallel import has_bfloat16
 from vcllm.training.templates import give_template
 
@@ -41,13 +42,16 @@ class Opened:
 
 
 def open_model(order: StageOrder, store: ModelStore, rows: Iterable[dict[str, Any]]) -> Opened:
-    """The parent of the order, or a new model; `rows` make the tokenizer of a model from scratch."""
+    """The parent of the order, or a new model.
+
+    `rows` make the tokenizer of a model from scratch, and say which criteria a critic is to score.
+    """
     if order.parent is None and order.base.scratch is not None:
         tokenizer: Any = scratch.train_tokenizer(map(_text, rows), order.base.scratch.vocab_size)
         return Opened(scratch.new_model(order.base.scratch, tokenizer), tokenizer, None)
     source, base = _sources(order, store)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model = _load(order, base or source)
+    model = _load(order, base or source, rows)
     prepare(model, tokenizer)
     give_template(tokenizer)
     if base is not None and _is_adapter(source):
@@ -97,22 +101,25 @@ def _sources(order: StageOrder, store: ModelStore) -> tuple[Path, Path | None]:
     return folder, store.path(base_role, base_version) if known else fetch(manifest.base)
 
 
-def _load(order: StageOrder, folder: Path) -> Any:
+def _load(order: StageOrder, folder: Path, rows: Iterable[dict[str, Any]]) -> Any:
     """Weights that move are float32; those an adapter leaves alone take half the room where bfloat16 is native."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = order.lora is not None and device.type == "cuda" and has_bfloat16(device)
     dtype = torch.bfloat16 if half else torch.float32
     common: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": dtype}
-    if order.stage.stage != "critic":
+    if not isinstance(order.stage, CriticStage):
         return AutoModelForCausalLM.from_pretrained(folder, **common)
-    names = dict(enumerate(outcome.value for outcome in SCORED))
-    return AutoModelForSequenceClassification.from_pretrained(
+    criteria = criteria_of(rows) if order.stage.score_weight else []
+    names = dict(enumerate([*(outcome.value for outcome in SCORED), *(SCORE_PREFIX + name for name in criteria)]))
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
         folder,
         num_labels=len(names),
         id2label=names,
         label2id={name: index for index, name in names.items()},
         **common,
     )
+    model.config.critic_criteria = criteria
+    return model
 
 
 def _with_adapter(model: Any, order: StageOrder) -> PeftModel:

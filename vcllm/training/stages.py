@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,19 +66,25 @@ def train_preference(opened: Opened, rows: Rows, stage: PreferenceStage, run: Ru
 
 
 def train_critic(opened: Opened, rows: Rows, stage: CriticStage, run: Run) -> None:
-    """A class per outcome over (query, answer), then temperatures fitted on rows kept apart."""
+    """A class per outcome over (query, answer) and a score per criterion; temperatures fitted on rows kept apart."""
     # 1  rows kept apart are the first ones: the dataset comes shuffled
-    whole = encoded(encode.labelled, opened, encode.check_labels(rows), stage.optim, run)
+    config = opened.model.config
+    encoder = partial(encode.labelled, criteria=config.critic_criteria)
+    whole = encoded(encoder, opened, encode.check_labels(rows), stage.optim, run)
     num_kept = max(1, round(CALIBRATION_SHARE * len(whole)))
     kept, corpus = np.arange(num_kept), Corpus(whole.ids, whole.learned, whole.rows[num_kept:], whole.counts)
     # 2  classes weigh the same, however many rows each has
     balance_C = class_balance(corpus.rows["label"])
     body = choose_body(opened.model, whole, run.parallel.device)
-    learner = ClassLearner(opened.model, body, balance_C.to(run.parallel.device))
+    learner = ClassLearner(opened.model, body, balance_C.to(run.parallel.device), stage.score_weight)
 
     def totals(numbers: RowNumbers) -> Totals:
         table = corpus.rows[numbers]
-        return Totals(weight=float((balance_C[table["label"].astype(np.int64)].numpy() * table["weight"]).sum()))
+        num_scores_R = (~np.isnan(table["scores"])).sum(-1)
+        return Totals(
+            weight=float((balance_C[table["label"].astype(np.int64)].numpy() * table["weight"]).sum()),
+            scores=max(float((num_scores_R * table["weight"]).sum()), 1e-6),
+        )
 
     # 3  train
     optimise(learner, corpus, stage.optim, run, totals)
@@ -87,9 +95,12 @@ def train_critic(opened: Opened, rows: Rows, stage: CriticStage, run: Run) -> No
             learner.logits(make_batch(whole, part, run.parallel.device))
             for part in np.array_split(kept, -(-num_kept // 64))
         ]
-    logits_BC = torch.cat(parts).float().cpu()
+    logits_BC, logits_BK = (torch.cat(part).float().cpu() for part in zip(*parts, strict=True))
     labels_B = torch.from_numpy(whole.rows["label"][:num_kept].astype(np.int64))
-    calibrate(opened.model.config, logits_BC, labels_B, whole.rows["language"][:num_kept], run)
+    calibrate(config, logits_BC, labels_B, whole.rows["language"][:num_kept], run)
+    if config.critic_criteria:
+        errors = score_errors(logits_BK, torch.from_numpy(whole.scores[:num_kept]), config.critic_criteria)
+        run.metrics["held_out_score_errors"] = errors
 
 
 def encoded(encoder: encode.Encoder, opened: Opened, rows: Rows, optim: Optim, run: Run) -> Corpus:
@@ -173,6 +184,13 @@ def calibrate(config: Any, logits_BC: Tensor, labels_B: Tensor, language_B: np.n
         "temperature": config.critic_temperature,
         "temperatures": by_language,
     }
+
+
+def score_errors(logits_BK: Tensor, target_BK: Tensor, criteria: Sequence[str]) -> dict[str, float]:
+    """Mean absolute error by criterion; one that no row has a score for is left out."""
+    error_BK = (logits_BK.sigmoid() - target_BK).abs()
+    means_K = error_BK.nanmean(0).tolist()
+    return {name: round(mean, 4) for name, mean in zip(criteria, means_K, strict=True) if not math.isnan(mean)}
 
 
 def fit_temperature(logits_BC: Tensor, labels_B: Tensor) -> float:
