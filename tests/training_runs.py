@@ -6,11 +6,14 @@ A process of its own takes seconds to import torch, so the runs of `Attempts` ar
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import shutil
+import signal
+import socket
 import sys
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
@@ -42,10 +45,9 @@ from vcllm.training.run import main, run_order
 
 Row = dict[str, Any]
 
-WORDS = {
-    "en": "the council met by river and asked everyone to speak in turn what is fair people differ on this".split(),
-    "zh": ["河谷", "的", "议会", "在", "水边", "开会", "请", "每个人", "轮流", "发言", "什么", "公平", "群体", "知道"],
-}
+ENGLISH = "the council met by river and asked everyone to speak in turn what is fair people differ on this"
+CHINESE = "河谷 的 议会 在 水边 开会 请 每个人 轮流 发言 什么 公平 群体 知道"
+WORDS = {"en": ENGLISH.split(), "zh": CHINESE.split()}
 SCRATCH = Scratch(vocab_size=512, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2)
 LORA = Lora(rank=2, alpha=4, dropout=0.1)
 LABELS = ("consistent", "violating", "refusal", "broken")
@@ -56,7 +58,8 @@ def micro_base(folder: Path, name: str = "qwen3", seed: int = 0, **changes: Any)
     tokenizer = FAMILIES[name].tokenizer()
     config = FAMILIES[name].config(tokenizer)
     config.num_hidden_layers = 1
-    config.layer_types = config.layer_types[:1]
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
     for key, value in changes.items():
         setattr(config, key, value)
     torch.manual_seed(seed)
@@ -206,10 +209,27 @@ class Attempts:
 
 def _child(folder: Path, models: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    if "DIE_AT_TOUCH" in environment:
+        _die_at_touch(int(environment["DIE_AT_TOUCH"]))
     with (folder / "log.txt").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.exit(main([str(folder), str(models)]))
+
+
+def _die_at_touch(number: int) -> None:
+    """Kill -9 right before this process renames or flushes to the disk for the so many-th time."""
+    touches = itertools.count(1)
+
+    def deadly(function: Any) -> Any:
+        def touch(*args: Any) -> Any:
+            if next(touches) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args)
+
+        return touch
+
+    os.rename, os.replace, os.fsync = deadly(os.rename), deadly(os.replace), deadly(os.fsync)
 
 
 def _lost(process: BaseProcess) -> int:
@@ -223,3 +243,24 @@ def emptied(folder: Path, keep: tuple[str, ...] = ("order.json", "dataset.jsonl"
         if entry.name not in keep:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return folder
+
+
+def together(attempts: Attempts, folder: Path, models: Path, count: int, **environment: str) -> list[BaseProcess]:
+    """Start a run as so many processes, as a launcher would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
+    return [
+        attempts.start(folder, models, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+
+
+def codes(processes: list[BaseProcess]) -> list[int | None]:
+    """Exit codes, by rank."""
+    for process in processes:
+        process.join(60)
+    found = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return found

@@ -5,6 +5,7 @@ A checkpoint is a bag of named tensors (safetensors) and a small state (JSON); w
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -48,7 +50,7 @@ class Checkpoints:
         temporary = self.folder / f".step-{step:08d}.tmp-{uuid.uuid4().hex[:12]}"
         try:
             temporary.mkdir(parents=True)
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary / TENSORS)
+            write_tensors(temporary / TENSORS, {name: value.contiguous() for name, value in tensors.items()})
             digest = sha256_file(temporary / TENSORS)
             (temporary / STATE).write_text(json.dumps({**state, "step": step, "sha256": digest}))
             for file in (temporary / TENSORS, temporary / STATE, temporary):
@@ -74,8 +76,32 @@ class Checkpoints:
             log.warning("Checkpoint %s is damaged; the one before is used.", folder.name)
         return None
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        for folder in self._steps():
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """As safetensors; OSError when the disk is full, which the library hides in an error of its own."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise (full_disk(error) or error) from error
+
+
+def full_disk(error: Exception) -> OSError | None:
+    """What the system said, if it said that there is no space left."""
+    if isinstance(error, OSError):
+        return error if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    if isinstance(error, SafetensorError):
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"(os error {number})" in str(error):
+                return OSError(number, os.strerror(number))
+    return None
 
 
 def _read(folder: Path) -> Saved | None:
@@ -84,5 +110,5 @@ def _read(folder: Path) -> Saved | None:
         if sha256_file(folder / TENSORS) != state["sha256"]:
             return None
         return Saved(int(state["step"]), load_file(folder / TENSORS), state)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
