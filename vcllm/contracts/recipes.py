@@ -100,7 +100,6 @@ class Optim(Contract):
     """Which weights become the version, and so what generates next and what the next stage is measured against:
     the last ones, or their moving average."""
 
-
     @model_validator(mode="after")
     def _average_needs_decay(self) -> Optim:
         if self.publish == "average" and self.ema_decay is None:
@@ -177,7 +176,7 @@ class PreferenceStage(Contract):
     stage: Literal["preference"] = "preference"
     optim: Optim
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid`: DPO. `ipo`: stops pushing once the gap has grown by 1 / (2 beta); use where pairs are few and clear."""
+    """`sigmoid`: DPO. `ipo`: stops pushing once the gap has grown by 1 / (2 beta), for few and clear pairs."""
     beta: float = Field(default=0.1, gt=0)
     """How hard the policy is held to the reference: higher moves less."""
     sft_weight: float = Field(default=0.5, ge=0)
