@@ -104,7 +104,7 @@ def unrolled(row: Encoded) -> list[tuple[list[int], list[bool]]]:
 
 
 def plain_logprobs(model: Any, row: Encoded) -> list[Tensor]:
-    """For each sequence of a row, log-probabilities of its learned tokens by the whole model, one sequence at a time."""
+    """For each sequence of a row, log-probabilities of its learned tokens by the whole model, one at a time."""
     found = []
     for ids, learned in unrolled(row):
         logits_TV = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import json
 import random
-import re
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.training_runs import Attempts, emptied, every_stage, hashes, micro_base, write_job
 
 KILLS = 20
-NUM_STEPS = 24
 STAGES = ("pretrain", "cpt", "sft", "sft-lora", "preference", "preference-lora", "critic", "attacker")
 
 
@@ -54,13 +50,15 @@ def test_a_stage_killed_twenty_times_ends_with_the_same_bytes(
         if process.exitcode == -signal.SIGKILL:
             kills += 1
             moments.append(furthest(killed))
-        if process.exitcode == 0 or chance.random() < 0.3:  # sometimes to the end, else on with what is there
+        if process.exitcode == 0 or chance.random() < 0.15:  # sometimes to the end, else on with what is there
             assert attempts.finish(killed, tmp_path / f"models-{kills}") == 0
             assert hashes(killed / "out") == expected
             emptied(killed)
     assert attempts.finish(killed, tmp_path / "models") == 0
 
     assert hashes(killed / "out") == expected
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
     assert len(set(moments)) > 3, f"all kills fell at the same point: {moments}"
 
 

@@ -126,7 +126,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     expected = grads(model)
     counted = count_calls(model)
 
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     learner(batch, Totals(50.0, 3.0)).backward()
 
     assert counted() == 2
@@ -134,15 +134,13 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
 
 
 def count_calls(model: Any) -> Any:
-    """How often the first layer's feed-forward part runs from now on."""
+    """How often the first layer's feed-forward part begins from now on (the second time it need not end)."""
     calls: list[int] = []
-    model.base_model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     return lambda: len(calls)
 
 
-def test_a_model_with_its_own_attention_is_padded_and_said_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_with_its_own_attention_is_padded_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What cannot be packed is found out by trying, and trains all the same."""
 
     class Deaf(GPT2LMHeadModel):
