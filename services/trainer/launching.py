@@ -12,28 +12,19 @@ from vcllm.settings import Settings
 
 
 def command(order: StageOrder, folder: Path, settings: Settings) -> list[str]:
-    """One process; or as many as the recipe's `[launch]` asks for, started by torchrun, or by accelerate with its file.
+    """One process, or as many as the recipe's `[launch]` asks for.
 
     BadRequest when the configuration that it names is not beside the recipes.
     """
-    run = ["-m", "vcllm.training", str(folder), str(settings.models)]
-    launch = order.launch
-    if launch is None:
-        return [sys.executable, *run]
-    if launch.config is None:
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={launch.processes}",
-            *run,
-        ]
-    file = settings.recipes / launch.config
-    if not file.is_file():
-        raise BadRequest(f"launch.config: there is no '{launch.config}' in {settings.recipes}. Put it there.")
-    chosen = ["--config_file", str(file), "--num_processes", str(launch.processes)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *chosen, *run]
+    spread: list[str] = []
+    if order.launch is not None:
+        spread += ["--processes", str(order.launch.processes)]
+    if order.launch is not None and order.launch.config is not None:
+        file = settings.recipes / order.launch.config
+        if not file.is_file():
+            raise BadRequest(f"launch.config: there is no '{file.name}' in {settings.recipes}. Put it there.")
+        spread += ["--config", str(file)]
+    return [sys.executable, "-m", "vcllm.training", *spread, str(folder), str(settings.models)]
 
 
 def environment(order: StageOrder) -> dict[str, str]:

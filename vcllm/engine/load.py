@@ -103,11 +103,14 @@ def pick_dtype(device: torch.device, name: DtypeName) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def fetch(source: str | Path) -> Path:
-    """The local folder of a model, checked; a hub id is fetched, data files only."""
+def fetch(source: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a model, checked; a hub id is fetched, data files only, at `revision` or its newest.
+
+    OSError or ValueError for what is neither.
+    """
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(snapshot_download(str(source), allow_patterns=DATA_FILES))
+        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=DATA_FILES))
     refuse_code(folder)
     return folder
 

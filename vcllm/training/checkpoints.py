@@ -75,6 +75,11 @@ class Checkpoints:
             log.warning("Checkpoint %s is damaged; the one before is used.", folder.name)
         return None
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        for folder in self._steps():
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
@@ -85,5 +90,5 @@ def _read(folder: Path) -> Saved | None:
         if sha256_file(folder / TENSORS) != state["sha256"]:
             return None
         return Saved(int(state["step"]), load_file(folder / TENSORS), state)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,13 +112,18 @@ class Corpus:
         return cls(np.memmap(folder / IDS, "<u4", "r"), np.memmap(folder / LEARNED, "u1", "r"), rows, counts)
 
 
-def write_corpus(folder: Path, encoded: Iterable[Encoded | None], counts: Counts) -> Corpus:
+def write_corpus(
+    folder: Path, encoded: Iterable[Encoded | None], counts: Counts, confirm: Callable[[], None] = lambda: None
+) -> Corpus:
     """Write rows as they come; a folder that is already complete is opened instead. None: a row that was dropped.
 
     `counts` is filled by whoever encodes, as the rows are drawn. BadRequest when no row is left.
+    confirm: asked before the folder appears; what it raises keeps it from appearing.
     """
     if (folder / COUNTS).is_file():
         return Corpus.open(folder)
+    for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:12]}")
     temporary.mkdir(parents=True)
     try:
@@ -132,6 +137,7 @@ def write_corpus(folder: Path, encoded: Iterable[Encoded | None], counts: Counts
         (temporary / COUNTS).write_text(json.dumps(vars(counts)))
         for name in (IDS, LEARNED, ROWS, COUNTS):
             fsync(temporary / name)
+        confirm()
         with suppress(OSError):  # there already: another process wrote the very same
             os.rename(temporary, folder)
     except OSError as error:

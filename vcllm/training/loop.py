@@ -6,6 +6,8 @@ bytes of an uninterrupted one on the same processor.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from torch.nn import Module
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import Optim
 from vcllm.training.batches import Plan, Rows, make_batch, share
-from vcllm.training.checkpoints import Checkpoints
+from vcllm.training.checkpoints import Checkpoints, Saved
 from vcllm.training.corpus import Corpus
 from vcllm.training.learner import Learner, Totals
 from vcllm.training.meter import Meter, Report
@@ -28,6 +30,8 @@ from vcllm.training.parallel import Parallel, Track
 from vcllm.training.state import Average, collect, num_trained, restore, trained
 
 METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -55,28 +59,29 @@ def optimise(learner: Learner, corpus: Corpus, optim: Optim, run: Run, totals: C
     """Train the learner's model in place. totals: what a step's sums are divided by, from its rows."""
     # 1  what to do, with what
     plan = Plan(corpus.lengths, optim, run.seed)
-    parallel, learner = run.parallel, learner.to(run.parallel.device)
+    parallel = run.parallel
+    # Sharding takes a module apart for good: the learner stays whole, to be calibrated and written.
+    trainee = (copy.deepcopy(learner) if parallel.sharded else learner).to(parallel.device)
     if num_trained(learner) == 0:
         raise BadRequest("Nothing would be trained: every weight is frozen. Check lora.target_modules of the recipe.")
     if optim.ema_decay is not None and parallel.sharded:
         raise BadRequest("ema_decay does not work with sharded weights (FSDP) yet. Leave it out, or use DDP.")
-    module, optimizer = parallel.prepare(learner, make_optimizer(learner, optim))
-    average = Average(learner, optim.ema_decay)
+    module, optimizer = parallel.prepare(trainee, make_optimizer(trainee, optim))
+    average = Average(trainee, optim.ema_decay)
     # 2  where an earlier process stopped
-    done = 0
-    if (saved := run.checkpoints.newest()) is not None and saved.state.get("notes") == run.notes:
+    done, smoothed = 0, None
+    if (saved := _own_checkpoint(run)) is not None:
         restore(saved, parallel, module, optimizer, average)
-        done = saved.step
-    meter = Meter(run.report if parallel.is_main else _silent, plan.num_steps, done, run.folder / METRICS, run.track)
-    meter.loss = None if done == 0 or saved is None else saved.state["loss"]
+        done, smoothed = saved.step, saved.state["loss"]
+    meter = _meter(run, plan.num_steps, done, smoothed)
     last_saved = time.monotonic()
     module.train()
     # 3  steps
     for step in range(done, plan.num_steps):
         rows = plan.rows(step)
         figures = _step(module, optimizer, corpus, rows, totals(rows), optim, run, learning_rate(optim, step, plan))
-        average.update(learner)
-        if parallel.is_main:
+        average.update(trainee)
+        if meter is not None:
             meter.tick(int(corpus.lengths[rows].sum()), figures)
         if step + 1 == plan.num_steps:
             break
@@ -90,9 +95,33 @@ def optimise(learner: Learner, corpus: Corpus, optim: Optim, run: Run, totals: C
     if done < plan.num_steps:
         _save(plan.num_steps, module, optimizer, average, meter, run)
     if optim.publish == "average":
-        average.copy_into(learner)
-    meter.flush()
-    run.metrics |= meter.summary()
+        average.copy_into(trainee)
+    if parallel.sharded:
+        parallel.copy_whole(module, optimizer, learner)
+    if meter is not None:
+        meter.flush()
+        run.metrics |= meter.summary()
+
+
+def _own_checkpoint(run: Run) -> Saved | None:
+    """The newest of this order and these rows; those of others are cleared away, as they would be taken for newer."""
+    saved = run.checkpoints.newest()
+    run.parallel.wait()
+    if saved is None or saved.state.get("notes") == run.notes:
+        return saved
+    log.warning("The checkpoints found are of another order or other rows; training starts from the beginning.")
+    if run.parallel.is_main:
+        run.checkpoints.clear()
+    return None
+
+
+def _meter(run: Run, num_steps: int, done: int, smoothed: float | None) -> Meter | None:
+    """Only the main process counts and speaks."""
+    if not run.parallel.is_main:
+        return None
+    meter = Meter(run.report, num_steps, done, run.folder / METRICS, run.track)
+    meter.loss = smoothed
+    return meter
 
 
 def _step(
@@ -134,8 +163,8 @@ def _refuse_unusable(loss: float, norm: float, corpus: Corpus, rows: Rows) -> No
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise BadRequest(
             f"The loss is not a number any more (loss {loss}, gradient norm {norm}) at rows {shown} of the dataset. "
-            "Training stopped before this step, the last checkpoint is good: lower the learning rate, or look at "
-            "those rows."
+            "Training stopped before this step and the checkpoints of earlier ones are kept: lower the learning rate, "
+            "or look at those rows."
         )
     if norm == 0 and loss != 0:
         raise BadRequest(
@@ -157,9 +186,14 @@ def _add(sums: dict[str, torch.Tensor], figures: dict[str, torch.Tensor]) -> Non
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _save(step: int, module: Module, optimizer: Any, average: Average, meter: Meter, run: Run) -> None:
+def _save(step: int, module: Module, optimizer: Any, average: Average, meter: Meter | None, run: Run) -> None:
     tensors = collect(run.parallel, module, optimizer, average)
-    if run.parallel.is_main:
+    if any(name.startswith("weight.") and not bool(value.isfinite().all()) for name, value in tensors.items()):
+        raise BadRequest(
+            f"After step {step} the weights are not numbers any more. The checkpoints of earlier steps are kept: lower "
+            "the learning rate."
+        )
+    if meter is not None:
         meter.flush()
         run.checkpoints.save(step, tensors, {"loss": meter.loss, "notes": run.notes})
     run.parallel.wait()
@@ -167,10 +201,6 @@ def _save(step: int, module: Module, optimizer: Any, average: Average, meter: Me
 
 def _learner(module: Module, parallel: Parallel) -> Learner:
     return parallel.accelerator.unwrap_model(module) if parallel.world > 1 else module  # type: ignore[return-value]
-
-
-def _silent(_: dict[str, Any]) -> None:
-    """Only the main process speaks."""
 
 
 def make_optimizer(module: Module, optim: Optim) -> torch.optim.AdamW:

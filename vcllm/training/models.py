@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
@@ -50,8 +51,14 @@ def open_model(order: StageOrder, store: ModelStore, rows: Iterable[dict[str, An
         tokenizer: Any = scratch.train_tokenizer(map(_text, rows), order.base.scratch.vocab_size)
         return Opened(scratch.new_model(order.base.scratch, tokenizer), tokenizer, None)
     source, base = _sources(order, store)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model = _load(order, base or source, rows)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = _load(order, base or source, rows)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:  # transformers' words for what is not a model
+        raise BadRequest(
+            f"{base or source} cannot be opened as a model: {_first_sentence(error)} Bring a folder with config.json, "
+            "tokenizer.json and weights in safetensors."
+        ) from error
     prepare(model, tokenizer)
     give_template(tokenizer)
     if base is not None and _is_adapter(source):
@@ -75,6 +82,12 @@ def write_model(opened: Opened, folder: Path) -> None:
         settings = json.loads(generation.to_json_string())
         settings["eos_token_id"] = sorted(stop_ids(opened.model, opened.tokenizer))
         (folder / "generation_config.json").write_text(json.dumps(settings, indent=2))
+    if (adapter := folder / "adapter_config.json").is_file():
+        # Its layers are a set, written in another order by every process.
+        described = json.loads(adapter.read_text())
+        if isinstance(described["target_modules"], list):
+            described["target_modules"].sort()
+        adapter.write_text(json.dumps(described, indent=2, sort_keys=True))
     (folder / "README.md").unlink(missing_ok=True)
     if opened.base is not None and hasattr(opened.model.config, "critic_temperature"):
         opened.model.config.save_pretrained(folder)
@@ -89,7 +102,7 @@ def _sources(order: StageOrder, store: ModelStore) -> tuple[Path, Path | None]:
     """The folder to start from, and the folder below it when that is an adapter."""
     if order.parent is None:
         assert order.base.model is not None
-        return fetch(order.base.model), None
+        return _fetch(order.base.model, order.base.revision), None
     role, _, version = order.parent.partition("/")
     manifest = store.verify(role, version)
     folder = store.path(role, version)
@@ -98,7 +111,23 @@ def _sources(order: StageOrder, store: ModelStore) -> tuple[Path, Path | None]:
     assert manifest.base is not None, "an adapter names its base"
     base_role, _, base_version = manifest.base.rpartition("/")
     known = base_role in ("actor", "attacker", "critic") and store.has(base_role, base_version)
-    return folder, store.path(base_role, base_version) if known else fetch(manifest.base)
+    return folder, store.path(base_role, base_version) if known else _fetch(manifest.base, order.base.revision)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    try:
+        return fetch(name, revision)
+    except (OSError, ValueError) as error:
+        raise BadRequest(
+            f"The base '{name}' is neither a folder on this machine nor a model of the hub that can be fetched now "
+            f"({_first_sentence(error)}) Correct base.model in the recipe, or put the model's folder there."
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    """The beginning of a library's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0].rstrip('.') if lines else type(error).__name__}."
 
 
 def _load(order: StageOrder, folder: Path, rows: Iterable[dict[str, Any]]) -> Any:

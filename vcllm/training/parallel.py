@@ -6,22 +6,23 @@ DeepSpeed as their configuration says.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    gather_object,
 )
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -44,6 +45,9 @@ class Parallel:
     """This process's place among those that train together."""
 
     def __init__(self, trackers: list[str] | None = None, folder: Path | None = None) -> None:
+        missing = sorted({*(trackers or [])} - {kind.value for kind in get_available_trackers()})
+        if missing:
+            raise BadRequest(f"VCLLM_TRACKERS names {', '.join(missing)}: install the package, or leave it out.")
         cpu = not torch.cuda.is_available()
         device = torch.device("cpu" if cpu else "cuda")
         self.accelerator = Accelerator(
@@ -52,8 +56,12 @@ class Parallel:
             log_with=trackers or None,
             project_dir=None if folder is None else str(folder),
         )
+        if cpu and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            _shard_on_processors(self.accelerator)
         if self.accelerator.distributed_type is DistributedType.DEEPSPEED and _zero_stage(self.accelerator) > 2:
             raise BadRequest("DeepSpeed ZeRO-3 hides the output layer from the chunked loss. Use ZeRO-2, or FSDP.")
+        if self.sharded and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            raise BadRequest("FSDP 1 hides the output layer from the chunked loss. Set fsdp_version: 2.")
 
     @property
     def device(self) -> torch.device:
@@ -83,6 +91,9 @@ class Parallel:
 
     def prepare(self, module: Module, optimizer: Optimizer) -> tuple[Module, Optimizer]:
         """Wrapped as the launch configuration asks; unchanged for one process."""
+        if self.sharded:  # layers are gathered one at a time; accelerate asks the outermost module which these are
+            kinds = (getattr(inner, "_no_split_modules", None) for inner in module.modules())
+            module._no_split_modules = next((found for found in kinds if found), [])  # type: ignore[assignment]
         return self.accelerator.prepare(module, optimizer)
 
     def autocast(self) -> Any:
@@ -108,13 +119,12 @@ class Parallel:
         return float(norm) if norm is not None else 0.0
 
     def sum(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        """Each figure summed over processes."""
-        if self.world > 1:
-            names = sorted(figures)
-            stacked = torch.stack([figures[name].float() for name in names]) if names else torch.zeros(0)
-            total = self.accelerator.reduce(stacked.to(self.device), "sum")
-            return dict(zip(names, total.tolist(), strict=True))
-        return {name: float(value) for name, value in figures.items()}
+        """Each figure summed over processes; not every process has all of them (a pair's, or any in its turn)."""
+        total: dict[str, float] = {}
+        for part in self.gather_objects({name: float(value) for name, value in figures.items()}):
+            for name, value in part.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def from_main(self, value: Any) -> Any:
         """What the main process says."""
@@ -137,44 +147,66 @@ class Parallel:
         self.accelerator.wait_for_everyone()
 
     def full_state(self, module: Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Trained weights and the optimiser's tensors by name, whole even where they are sharded."""
-        if self.sharded:
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
-            whole: dict[str, Any] = get_model_state_dict(module, options=options)
-            moments: dict[str, Any] = get_optimizer_state_dict(module, _raw(optimizer), options=options)
-            tensors = {name: value for name, value in moments.items() if isinstance(value, Tensor)}
-            return {name: whole[name] for name, _ in self._moving(module)}, tensors
-        weights = {name: value.detach() for name, value in self._moving(module)}
+        """Trained weights and the optimiser's tensors by name, whole even where they are sharded.
+
+        Of sharded ones only the main process gets any, in its ordinary memory.
+        """
+        weights = {name: self._whole(value) for name, value in self._moving(module)}
         names, rows = list(weights), _raw(optimizer).state_dict()["state"].items()
-        return weights, {
-            f"{names[index]}:{key}": torch.as_tensor(value) for index, row in rows for key, value in row.items()
+        moments = {
+            f"{names[index]}:{key}": self._whole(torch.as_tensor(value))
+            for index, row in rows
+            for key, value in row.items()
         }
+        return _present(weights), _present(moments)
 
     def load_full_state(
         self, module: Module, optimizer: Optimizer, weights: dict[str, Tensor], moments: dict[str, Tensor]
     ) -> None:
-        """The reverse of `full_state`."""
-        raw = _raw(optimizer)
-        if self.sharded:
-            options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True, strict=False)
-            set_model_state_dict(module, dict(weights), options=options)
-            groups: dict[str, Any] = get_optimizer_state_dict(module, raw, options=options)
-            set_optimizer_state_dict(module, raw, groups | moments, options=options)
-            return
-        moving = self._moving(module)
+        """The reverse of `full_state`; every process has read all of it."""
+        raw, moving = _raw(optimizer), self._moving(module)
         with torch.no_grad():
             for name, value in moving:
-                value.copy_(weights[name])
+                value.copy_(_sharded_like(value, weights[name]))
         numbers = {name: index for index, (name, _) in enumerate(moving)}
         state: dict[int, dict[str, Tensor]] = {}
         for name, moment in moments.items():
             parameter, _, key = name.rpartition(":")
-            state.setdefault(numbers[parameter], {})[key] = moment
+            number = numbers[parameter]
+            fits = moment.shape == moving[number][1].shape  # but the count of steps is one number
+            state.setdefault(number, {})[key] = _sharded_like(moving[number][1], moment) if fits else moment
         raw.load_state_dict({**raw.state_dict(), "state": state})
+
+    def copy_whole(self, module: Module, optimizer: Optimizer, into: Module) -> None:
+        """Sharded trained weights into an ordinary module of the same names; on the main process."""
+        weights, _ = self.full_state(module, optimizer)
+        if self.is_main:
+            with torch.no_grad():
+                for name, value in into.named_parameters():
+                    if name in weights:
+                        value.copy_(weights[name])
+
+    def _whole(self, value: Tensor) -> Tensor | None:
+        """All processes must ask for the same."""
+        if not isinstance(value, DTensor):
+            return value.detach()
+        whole: Tensor = value.full_tensor().detach()
+        return whole.cpu() if self.is_main else None
 
     def _moving(self, module: Module) -> list[tuple[str, Tensor]]:
         plain: Module = self.accelerator.unwrap_model(module)
         return [(name, value) for name, value in plain.named_parameters() if value.requires_grad]
+
+
+def _present(values: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _sharded_like(example: Tensor, whole: Tensor) -> Tensor:
+    """This process's part of a tensor, if the example is in parts."""
+    if not isinstance(example, DTensor):
+        return whole
+    return distribute_tensor(whole.to(example.device), example.device_mesh, example.placements)
 
 
 def _raw(optimizer: Optimizer) -> Optimizer:
@@ -191,6 +223,12 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | flo
         elif value is not None:
             flat[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
     return flat
+
+
+def _shard_on_processors(accelerator: Accelerator) -> None:
+    """FSDP without a GPU: torch can, `accelerate` passes over it; for trying a launch configuration out."""
+    accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
 
 def _zero_stage(accelerator: Accelerator) -> int:

@@ -1,7 +1,9 @@
 """Log-probabilities under the reference, which is the model as it is when a stage starts; kept on disk.
 
-They are found again by the reference's hash and the hash of a pair's tokens: by the same run after a kill, by later
-epochs, and by a later stage that replays a pair from the same reference.
+They are found again by the reference's hash and the hash of a pair's tokens, in the run's own folder by the same run
+after a kill, and in one that runs share by a later stage that replays a pair from the same reference. Both are kept
+apart because a number may differ in its last bit with the pairs that were computed beside it: what a run began with,
+it ends with.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import Module
 
-from vcllm.stores.models import fsync
+from vcllm.stores.models import fsync, translate_full_disk
 from vcllm.training.batches import Rows, make_batch, share
 from vcllm.training.corpus import Corpus
 from vcllm.training.learner import AnswerLearner
@@ -38,20 +40,25 @@ def weights_hash(module: Module) -> str:
 
 
 def reference_logprobs(
-    learner: AnswerLearner, corpus: Corpus, folder: Path, reference: str, parallel: Parallel
+    learner: AnswerLearner, corpus: Corpus, own: Path, shared: Path, reference: str, parallel: Parallel
 ) -> dict[int, tuple[float, float]]:
-    """By row that forks: log-probabilities of both answers; those not yet known are computed and kept."""
+    """By row that forks: log-probabilities of both answers; those not yet known are computed and kept.
+
+    own, shared: the folders where this run and all runs keep them.
+    """
     forked = np.nonzero(corpus.forked)[0]
     if not len(forked):
         return {}
     keys = [key.decode() for key in corpus.rows["key"][forked]]
-    file = folder / f"{reference}.safetensors"
-    known = _read(file)
+    own_file, shared_file = (folder / f"{reference}.safetensors" for folder in (own, shared))
+    known: Known = parallel.from_main(_read(shared_file) | _read(own_file) if parallel.is_main else None)
     missing = np.array([row for row, key in zip(forked, keys, strict=True) if key not in known], np.int64)
     if len(missing):
         known |= _compute(learner, corpus, missing, parallel)
         if parallel.is_main:
-            _write(file, known)
+            _write(shared_file, _read(shared_file) | known)
+    if parallel.is_main and (len(missing) or not own_file.is_file()):
+        _write(own_file, {key: known[key] for key in keys})
     parallel.wait()
     return {int(row): known[key] for row, key in zip(forked, keys, strict=True)}
 
@@ -87,6 +94,11 @@ def _write(file: Path, known: Known) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp-{uuid.uuid4().hex[:12]}")
     keys = torch.tensor([list(name.encode()) for name in known], dtype=torch.uint8)
-    save_file({"keys": keys, "logprobs": torch.tensor(list(known.values()), dtype=torch.float32)}, temporary)
-    fsync(temporary)
-    temporary.replace(file)
+    try:
+        save_file({"keys": keys, "logprobs": torch.tensor(list(known.values()), dtype=torch.float32)}, temporary)
+        fsync(temporary)
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise translate_full_disk(error, file) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """One training run as a process: an order and a dataset in, a finished version out, ready to be committed.
 
     python -m vcllm.training JOB_FOLDER MODEL_STORE
-    accelerate launch ... -m vcllm.training JOB_FOLDER MODEL_STORE
+    python -m vcllm.training --processes 2 [--config FILE] JOB_FOLDER MODEL_STORE      DDP, or as the file says
     python -m vcllm.training --show JOB_FOLDER MODEL_STORE      only the first example, what is learned of it marked
 
 The folder holds `order.json` and `dataset.jsonl`; the run adds what it learned its rows as, checkpoints and metrics,
@@ -11,6 +11,7 @@ kill, it carries on.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -26,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers.utils import logging
 
 from vcllm.contracts.base import digest
@@ -58,11 +58,13 @@ from vcllm.contracts.runs import (
     TOKEN_VARIABLE,
 )
 from vcllm.engine.engine import greedy_texts
+from vcllm.engine.load import Unsafe
 from vcllm.stores.folders import Fenced, confirm_folder
-from vcllm.stores.models import ModelStore, NoSpace, translate_full_disk, write_atomic
+from vcllm.stores.models import Damaged, ModelStore, NoSpace, translate_full_disk, write_atomic
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
 from vcllm.training.kernels import fast_norms
+from vcllm.training.launch import die_with_launcher, end_as, launch
 from vcllm.training.loop import Run, Stopped
 from vcllm.training.meter import Report, peak_rss
 from vcllm.training.models import Opened, open_model, threads, write_model
@@ -75,6 +77,7 @@ TRACKERS_VARIABLE = "VCLLM_TRACKERS"
 
 def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]:
     """Train what `folder` orders; returns what `result.json` holds. A finished run is not done twice."""
+    confirm_folder(folder)
     result_file = folder / RESULT
     if result_file.is_file():
         return json.loads(result_file.read_text())
@@ -96,7 +99,7 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
     }
     confirm_folder(folder)
     write_atomic(result_file, json.dumps(result).encode())
-    for leftover in (CHECKPOINTS, stages.ENCODED):
+    for leftover in (CHECKPOINTS, stages.ENCODED, stages.REFERENCES):
         shutil.rmtree(folder / leftover, ignore_errors=True)
     return result
 
@@ -109,6 +112,7 @@ def prepare(order: StageOrder, folder: Path, store: ModelStore, report: Report) 
     trackers = [name for name in os.environ.get(TRACKERS_VARIABLE, "").split(",") if name]
     parallel = Parallel(trackers, folder)
     opened = open_model(order, store, read_rows(folder))
+    torch.manual_seed(order.seed + parallel.rank)  # the same weights, but not the same dropout
     optim = getattr(order.stage, "optim", None)
     confirm = partial(confirm_folder, folder)
     told = _told_to_stop()
@@ -198,7 +202,7 @@ def _spare_memory(opened: Opened, optim: Optim) -> None:
     core = opened.core
     core.config.use_cache = False
     if optim.gradient_checkpointing:
-        core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        core.activation_checkpointing_enable({"use_reentrant": False})
         core.enable_input_require_grads()
 
 
@@ -217,11 +221,15 @@ def _told_to_stop() -> Any:
 
 
 def main(argv: list[str]) -> int:
+    given = _arguments().parse_args(argv)
+    if given.processes is not None or given.config is not None:
+        return end_as(launch(given.processes or 1, given.config, [str(given.folder), str(given.models)]))
+    die_with_launcher()
     logging.disable_progress_bar()
-    if argv[:1] == ["--show"]:
-        print(show(Path(argv[1]), ModelStore(Path(argv[2]))))
+    folder, models = given.folder, given.models
+    if given.show:
+        print(show(folder, ModelStore(models)))
         return 0
-    folder, models = Path(argv[0]), Path(argv[1])
 
     def report(progress: dict[str, Any]) -> None:
         print(json.dumps(progress), flush=True)
@@ -232,12 +240,36 @@ def main(argv: list[str]) -> int:
         return STOPPED
     except Fenced:
         return FENCED
-    except (Problem, NoSpace, OSError, SafetensorError) as error:
-        fault = translate_full_disk(error, folder)
-        if not isinstance(fault, Problem | NoSpace):
+    except Exception as error:
+        if (sentence := what_to_do(error, folder)) is None:
             raise
-        print(fault, file=sys.stderr)
+        print(sentence, file=sys.stderr)
         with suppress(NoSpace):  # then its last words say it
-            write_atomic(folder / FAULT, json.dumps({"message": str(fault)}, ensure_ascii=False).encode())
+            write_atomic(folder / FAULT, json.dumps({"message": sentence}, ensure_ascii=False).encode())
         return FAILED
     return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m vcllm.training", description="Train what a job's folder orders.")
+    parser.add_argument("--show", action="store_true", help="only print the first example, what is learned marked")
+    parser.add_argument("--processes", type=int, help="of this machine, one for each device")
+    parser.add_argument("--config", type=Path, help="an accelerate configuration: FSDP, DeepSpeed, several machines")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", type=Path)
+    return parser
+
+
+def what_to_do(error: Exception, folder: Path) -> str | None:
+    """A sentence for the operator; None for an error that is ours, whose traceback says more."""
+    if isinstance(error, Problem | NoSpace):
+        return str(error)
+    if isinstance(error, Damaged | Unsafe):
+        return f"{error}. Import the model again, or start from another version."
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "The device's memory is full. Set a lower micro_tokens in the stage's [optim], or gradient_checkpointing = "
+            "true: the result stays the same."
+        )
+    fault = translate_full_disk(error, folder)
+    return str(fault) if isinstance(fault, NoSpace) else None

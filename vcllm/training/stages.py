@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vcllm.contracts.critiques import SCORED
+from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import AnyStage, AttackerStage, CriticStage, ImportStage, Optim, PreferenceStage
 from vcllm.training import encode
 from vcllm.training.batches import Rows as RowNumbers
 from vcllm.training.batches import make_batch
 from vcllm.training.body import choose_body
 from vcllm.training.chats import show_mask
+from vcllm.training.compiled import compiled_layers
 from vcllm.training.corpus import Corpus, Counts, write_corpus
 from vcllm.training.learner import AnswerLearner, AnswerLoss, ClassLearner, Totals
 from vcllm.training.loop import Run, optimise, totals_of
@@ -71,6 +73,8 @@ def train_critic(opened: Opened, rows: Rows, stage: CriticStage, run: Run) -> No
     config = opened.model.config
     encoder = partial(encode.labelled, criteria=config.critic_criteria)
     whole = encoded(encoder, opened, encode.check_labels(rows), stage.optim, run)
+    if len(whole) < 2:
+        raise BadRequest("A critic needs at least two rows: some are kept apart to calibrate it. Bring more rows.")
     num_kept = max(1, round(CALIBRATION_SHARE * len(whole)))
     kept, corpus = np.arange(num_kept), Corpus(whole.ids, whole.learned, whole.rows[num_kept:], whole.counts)
     # 2  classes weigh the same, however many rows each has
@@ -87,7 +91,8 @@ def train_critic(opened: Opened, rows: Rows, stage: CriticStage, run: Run) -> No
         )
 
     # 3  train
-    optimise(learner, corpus, stage.optim, run, totals)
+    with compiled_layers(learner.core, wanted=stage.optim.compile):
+        optimise(learner, corpus, stage.optim, run, totals)
     # 4  calibrate
     learner.eval()
     with torch.no_grad(), run.parallel.autocast():
@@ -107,7 +112,8 @@ def encoded(encoder: encode.Encoder, opened: Opened, rows: Rows, optim: Optim, r
     """The rows as tokens, written once; and the first of them in words, for a person to look at."""
     counts = Counts()
     if run.parallel.is_main:
-        write_corpus(run.folder / ENCODED, encoder(opened.tokenizer, rows, optim.max_length, counts), counts)
+        made = encoder(opened.tokenizer, rows, optim.max_length, counts)
+        write_corpus(run.folder / ENCODED, made, counts, run.checkpoints.confirm)
     run.parallel.wait()
     corpus = Corpus.open(run.folder / ENCODED)
     run.notes["rows"] = vars(corpus.counts)
@@ -156,9 +162,11 @@ def _train_on_answers(
         assert references is not None, "rows that fork come to stages that have a reference"
         started = time.monotonic()
         run.metrics["reference"] = run.notes["reference"] = reference = weights_hash(opened.model)
-        loss.reference.update(reference_logprobs(learner, corpus, references, reference, run.parallel))
+        own = run.folder / REFERENCES
+        loss.reference.update(reference_logprobs(learner, corpus, own, references, reference, run.parallel))
         run.metrics["reference_seconds"] = round(time.monotonic() - started, 4)
-    optimise(learner, corpus, optim, run, lambda rows: totals_of(corpus, rows))
+    with compiled_layers(learner.core, wanted=optim.compile):
+        optimise(learner, corpus, optim, run, lambda rows: totals_of(corpus, rows))
     if loss.pair_weight is not None:
         run.metrics |= {"pairs": num_pairs, "singles": len(corpus) - num_pairs}
 
