@@ -22,11 +22,11 @@ from vcllm.engine.scoring import class_probabilities, critic_text
 from vcllm.stores.models import ModelStore
 from vcllm.training.batches import make_batch
 from vcllm.training.corpus import Corpus, Counts, Encoded, write_corpus
+from vcllm.training.critic import score_errors
 from vcllm.training.encode import MAX_CRITERIA, check_labels, criteria_of
 from vcllm.training.learner import ClassLearner, Totals
 from vcllm.training.losses import score_losses
 from vcllm.training.run import run_order
-from vcllm.training.stages import score_errors
 
 CPU = torch.device("cpu")
 ANSWERS = {

@@ -38,6 +38,7 @@ from vcllm.training import stages
 from vcllm.training.batches import make_batch
 from vcllm.training.body import choose_body
 from vcllm.training.checkpoints import Checkpoints
+from vcllm.training.critic import class_balance, fit_temperature
 from vcllm.training.learner import AnswerLearner, AnswerLoss, Totals
 from vcllm.training.loop import Run
 from vcllm.training.models import open_model
@@ -223,7 +224,7 @@ def test_classes_weigh_the_same_however_many_rows_they_have() -> None:
     """The sums of weights over the rows of each class that occurs are equal."""
     labels = np.array([0] * 70 + [1] * 20 + [3] * 10, np.int16)
 
-    balance_C = stages.class_balance(labels).numpy()
+    balance_C = class_balance(labels).numpy()
 
     sums = [balance_C[label] * (labels == label).sum() for label in (0, 1, 3)]
     assert sums == pytest.approx([sums[0]] * 3)
@@ -235,7 +236,7 @@ def test_a_temperature_undoes_overconfidence() -> None:
     logits_BC = torch.randn(4000, 4)
     labels_B = torch.multinomial(logits_BC.softmax(-1), 1)[:, 0]
 
-    assert stages.fit_temperature(3 * logits_BC, labels_B) == pytest.approx(3, rel=0.1)
+    assert fit_temperature(3 * logits_BC, labels_B) == pytest.approx(3, rel=0.1)
 
 
 def test_gradient_checkpointing_trains_the_same_weights(base: Path, tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ class AnswerLoss:
 
     beta: float = 0.1
     kind: PreferenceLoss = "sigmoid"
-    pair_weight: float | None = None
-    """Weight of the supervised term on a pair's chosen answer; None: there are no pairs."""
+    pair_weight: float = 0.0
+    """Weight of the supervised term on a pair's chosen answer."""
     other_weight: float = 1.0
     """Weight of the supervised term on rows that do not fork."""
     reference: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -100,8 +100,7 @@ class _Terms:
         row_M = torch.searchsorted(batch.first_R, batch.sequence_M, right=True) - 1
         second_M = batch.sequence_M > batch.first_R[row_M]
         forked_M = batch.forked_R[row_M]
-        supervised = 0.0 if loss.pair_weight is None else loss.pair_weight
-        factor_M = torch.where(forked_M, supervised, loss.other_weight) * ~second_M
+        factor_M = torch.where(forked_M, loss.pair_weight, loss.other_weight) * ~second_M
         self.weight_M = batch.weight_R[row_M] * factor_M
         num_R = torch.bincount(row_M, minlength=len(batch.rows))
         self.row_ends: list[int] = num_R.cumsum(0).tolist()

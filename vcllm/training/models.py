@@ -93,9 +93,10 @@ def write_model(opened: Opened, folder: Path) -> None:
         opened.model.config.save_pretrained(folder)
 
 
-def threads() -> int:
-    """Threads of a training run: what the launcher says, else all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+def threads(wanted: int | None) -> int:
+    """Threads of this process: what the order or the launcher says, else all cores; divided among processes."""
+    here = wanted or int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _sources(order: StageOrder, store: ModelStore) -> tuple[Path, Path | None]:

@@ -63,6 +63,7 @@ from vcllm.stores.folders import Fenced, confirm_folder
 from vcllm.stores.models import Damaged, ModelStore, NoSpace, translate_full_disk, write_atomic
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
+from vcllm.training.critic import train_critic
 from vcllm.training.kernels import fast_norms
 from vcllm.training.launch import die_with_launcher, end_as, launch
 from vcllm.training.loop import Run, Stopped
@@ -84,7 +85,7 @@ def run_order(folder: Path, store: ModelStore, report: Report) -> dict[str, Any]
     # 1  what to do, from what
     started = time.monotonic()
     order = StageOrder.model_validate_json((folder / ORDER).read_text())
-    torch.set_num_threads(order.threads or threads())
+    torch.set_num_threads(threads(order.threads))
     opened, run = prepare(order, folder, store, report)
     # 2  train
     train(order, opened, run, store)
@@ -158,7 +159,7 @@ def _train(stage: AnyStage, opened: Opened, run: Run, references: Path) -> None:
         case AttackerStage():
             stages.train_attacker(opened, rows, stage, run, references)
         case CriticStage():
-            stages.train_critic(opened, rows, stage, run)
+            train_critic(opened, rows, stage, run)
         case PreferenceStage():
             stages.train_preference(opened, rows, stage, run, references)
 
