@@ -170,15 +170,19 @@ def test_the_processes_of_a_killed_launcher_die_with_it(base: Path, tmp_path: Pa
     process.wait()
     time.sleep(1.0)
 
+    alive = [int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and str(endless) in words(pid)]
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+
     assert started, (endless / "log.txt").read_text()
-    assert not [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and str(endless) in command_line(pid)]
+    assert not alive
 
 
 def endless_stage() -> SftStage:
     return SftStage(optim=optim(max_steps=10**6, epochs=1e6, checkpoint_every_s=0.2))
 
 
-def command_line(pid: Path) -> str:
+def words(pid: Path) -> str:
     try:
         return (pid / "cmdline").read_text()
     except OSError:
