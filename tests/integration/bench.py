@@ -257,7 +257,7 @@ def new_order(lineage: str, dataset: str) -> StageOrder:
         threads=1,
         recipe="tiny",
         recipe_hash="",
-        charter="",
+        charter="charter",
     )
 
 
@@ -275,7 +275,7 @@ def new_pair(number: int, lineage: str) -> Pair:
         chosen_critique=Critique(outcome=Outcome.CONSISTENT, score=0.9),
         rejected_critique=Critique(outcome=Outcome.VIOLATING, score=0.1),
         provenance=Provenance(
-            attacker="attacker-1", actor="tiny-base", critic="critic-1", charter="c", template="t",
+            attacker="attacker-1", actor="tiny-base", critic="critic-1", charter="charter", template="t",
             lineage=lineage, round=1, trace="trace",
         ),
     )  # fmt: skip
