@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -39,32 +40,35 @@ class _RmsNorm(torch.autograd.Function):
 @contextmanager
 def fast_norms(model: nn.Module, device: torch.device) -> Iterator[int]:
     """Within, RMS norms of the model run by this module's kernel; yields how many. On a CPU only."""
-    replaced = [] if device.type != "cpu" else [m for m in model.modules() if _replace(m)]
+    replaced: list[Any] = [] if device.type != "cpu" else [m for m in model.modules() if _replace(m)]
     try:
         yield len(replaced)
     finally:
         for module in replaced:
-            del module.forward
+            del module.forward, module.fast_norm
 
 
-def _replace(module: nn.Module) -> bool:
+def _replace(module: Any) -> bool:
     """Whether the module is an RMS norm, which is tried out, and now runs by the kernel."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(eps, float):
         return False
-    usual = module.forward
     x = torch.linspace(-2, 3, 3 * len(weight), dtype=weight.dtype, device=weight.device).view(3, -1)
     with torch.no_grad():
-        expected = usual(x)
+        expected = module(x)
         shift = next((s for s in (0.0, 1.0) if _close(_RmsNorm.apply(x, weight, eps, s), expected)), None)
     if shift is None:
         return False
 
-    def forward(x: Tensor) -> Tensor:
-        return _RmsNorm.apply(x, weight, eps, shift) if x.dtype is torch.float32 is weight.dtype else usual(x)
-
-    module.forward = forward
+    module.fast_norm = eps, shift
+    module.forward = MethodType(_forward, module)  # a method, so that a copy of the module uses the copy's weight
     return True
+
+
+def _forward(module: Any, x: Tensor) -> Tensor:
+    if x.dtype is torch.float32 is module.weight.dtype:
+        return _RmsNorm.apply(x, module.weight, *module.fast_norm)
+    return type(module).forward(module, x)
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
