@@ -42,7 +42,7 @@ SFT_STEPS = {"4m": 12, "89m": 4}
 """Timed ones, of some 2100 tokens. 4M: more than starting TRL takes. 89M: a step of TRL takes some ten seconds on two
 cores, and four such steps differ less from run to run than the machine does."""
 CHATS_PER_STEP = 16
-PAIRS = {"4m": 64, "89m": 16, "151k": 32}
+PAIRS = {"4m": 64, "89m": 16, "151k": 8}
 PAIRS_PER_STEP = 8
 """16 answers, as many sequences as an SFT step has."""
 EPOCHS = 2
@@ -54,7 +54,7 @@ MEMORY_RUNS = 2
 """Memory hardly varies from run to run."""
 SHARES = {"sft-4m": 3, "sft-89m": 8, "preference-4m": 2, "preference-89m": 6, "memory": 2, "curves": 2, "gpu": 1}
 """How a budget of time is split."""
-CURVE_ENDS = (10, 20, 40, 80)
+CURVE_ENDS = (5, 10, 20, 40)
 GPU_SFT_STEPS, GPU_PAIRS, GPU_CHATS_PER_STEP, GPU_LORA_RANK = 20, 64, 32, 16
 QUICK_STEPS, QUICK_PAIRS = 1, 8
 
