@@ -95,6 +95,7 @@ def train(
     (folder / "order.json").write_text(order.model_dump_json())
     (folder / "dataset.jsonl").write_text("".join(json.dumps(row) + "\n" for row in what[1]))
     result = run_order(folder, ModelStore(folder / "models"), lambda _: None)
+    assert result["metrics"].get("layout", "packed") == "packed", "every family's rows can lie end to end"
     return result, folder / "out"
 
 

@@ -100,6 +100,20 @@ def test_a_dataset_without_a_usable_row_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_long_rows_that_come_first_do_not_speak_for_those_that_follow() -> None:
+    """A dataset sorted by length was once refused by its first few hundred rows, all cut before their end of turn."""
+    long = {"messages": [{"role": "user", "content": "met"}, {"role": "assistant", "content": "the council met " * 90}]}
+    short = {"messages": [{"role": "user", "content": "met"}, {"role": "assistant", "content": "the river"}]}
+    rows = [long] * encode.AT_ONCE + [short]
+
+    found = list(encode.answers(TOKENIZER, rows, 128, counts := Counts()))
+
+    assert len(found) == len(rows)
+    assert counts.cut == encode.AT_ONCE
+    with pytest.raises(BadRequest, match="All rows are cut before it"):
+        list(encode.answers(TOKENIZER, [long] * 3, 128, Counts()))
+
+
 def test_equal_answers_teach_no_preference() -> None:
     """Such a row is dropped, not trained on with a gap of nothing."""
     rows = preferences(6)

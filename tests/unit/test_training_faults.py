@@ -145,27 +145,18 @@ def test_an_average_of_sharded_weights(base: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("kind", "plugin", "sentence"), [
-    (DistributedType.DEEPSPEED, {"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "Use ZeRO-2, or FSDP"),
+    (DistributedType.DEEPSPEED, {}, "DeepSpeed is not supported. Use FSDP 2"),
     (DistributedType.FSDP, {"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "Set fsdp_version: 2"),
-], ids=["zero-3", "fsdp-1"])  # fmt: skip
-def test_a_launch_that_hides_the_output_layer(
+], ids=["deepspeed", "fsdp-1"])  # fmt: skip
+def test_a_launch_that_would_train_wrongly(
     kind: Any, plugin: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its weights would be empty where the chunked loss looks for them."""
+    """One steps with every backward pass, the other empties the weights where the chunked loss looks for them."""
     launched = SimpleNamespace(distributed_type=kind, state=SimpleNamespace(**plugin))
     monkeypatch.setattr(parallel_module, "Accelerator", lambda **_: launched)
 
     with pytest.raises(BadRequest, match=sentence):
         Parallel()
-
-
-def test_zero_2_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It shards gradients and moments only."""
-    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2))
-    launched = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state)
-    monkeypatch.setattr(parallel_module, "Accelerator", lambda **_: launched)
-
-    assert not Parallel().sharded
 
 
 def test_a_loss_that_is_no_number_names_the_rows(refused: Any, base: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests import training_rows as rows_of
-from tests.training_rows import CPU, assert_same, corpus_of, grads, mixed, pair, plain_logprobs, whole
+from tests.training_rows import assert_same, corpus_of, grads, mixed, pair, plain_logprobs, whole
 from vcllm.training import head as head_module
 from vcllm.training.body import Packed, choose_body
 from vcllm.training.head import Head, chunked_loss, token_logprobs
@@ -142,7 +142,7 @@ def test_preferences_and_their_supervised_terms_are_those_of_the_formula(
             expected = expected + row.weight * each / totals.pairs
     expected.backward()
     expected_grads = grads(model)
-    learner = AnswerLearner(model, choose_body(model, corpus_of(tmp_path, rows), CPU), loss)
+    learner = AnswerLearner(model, choose_body(model, corpus_of(tmp_path, rows)), loss)
     set_chunk(monkeypatch, chunk, rows_of.VOCABULARY)
 
     found = learner(batch, totals)
@@ -157,7 +157,7 @@ def test_a_gap_that_equals_the_references_costs_log_two(tmp_path: Path) -> None:
     """Where nothing was learned yet, DPO starts at log 2 a pair."""
     rows = [pair(random.Random(seed), 6, 4, 5) for seed in range(3)]
     model, corpus = rows_of.model("gqa"), corpus_of(tmp_path, rows)
-    learner = AnswerLearner(model, choose_body(model, corpus, CPU), AnswerLoss(pair_weight=0.0))
+    learner = AnswerLearner(model, choose_body(model, corpus), AnswerLoss(pair_weight=0.0))
     sums_R2 = learner.logprobs(whole(corpus)).view(-1, 2)
     learner.loss.reference.update({row: (float(one), float(two)) for row, (one, two) in enumerate(sums_R2)})
 

@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests import training_rows as rows_of
-from tests.training_rows import CPU, assert_same, corpus_of, document, grads, mixed, pair, unrolled, whole
+from tests.training_rows import assert_same, corpus_of, document, grads, mixed, pair, unrolled, whole
 from vcllm.training import layout
 from vcllm.training.batches import Batch
 from vcllm.training.body import Packed, Padded, choose_body
@@ -152,7 +152,7 @@ def test_a_model_with_its_own_attention_is_padded_and_said_so(tmp_path: Path, ca
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=rows_of.VOCABULARY, n_embd=32, n_layer=1, n_head=4, n_positions=128)
     with caplog.at_level(logging.WARNING):
-        body = choose_body(Deaf(config).eval(), corpus_of(tmp_path, rows), CPU)
+        body = choose_body(Deaf(config).eval(), corpus_of(tmp_path, rows))
 
     assert isinstance(body, Padded)
     assert "padded instead, which is slower" in caplog.text

@@ -85,7 +85,7 @@ def test_the_gradients_of_micro_batches_add_up(tmp_path: Path) -> None:
     chance = random.Random(0)
     rows = [pair(chance, 4 + number, 3, 5, 0.5 + number) for number in range(5)]
     model, corpus = rows_model("gqa"), corpus_of(tmp_path, rows)
-    learner = AnswerLearner(model, choose_body(model, corpus, CPU), AnswerLoss(pair_weight=0.5))
+    learner = AnswerLearner(model, choose_body(model, corpus), AnswerLoss(pair_weight=0.5))
     learner(whole(corpus), Totals(30.0, 5.0)).backward()
     expected = grads(model)
 
@@ -164,7 +164,7 @@ def test_a_run_keeps_to_the_references_it_began_with(tmp_path: Path) -> None:
     """Another run may compute the same pair beside other rows and differ in the last bit: resuming must not."""
     rows = [pair(random.Random(seed), 5, 4, 3) for seed in range(3)]
     model, corpus, parallel = rows_model("gqa"), corpus_of(tmp_path, rows), Parallel()
-    learner = AnswerLearner(model, choose_body(model, corpus, CPU), AnswerLoss(pair_weight=0.5))
+    learner = AnswerLearner(model, choose_body(model, corpus), AnswerLoss(pair_weight=0.5))
     where = tmp_path / "own", tmp_path / "shared", weights_hash(model)
     first = reference_logprobs(learner, corpus, *where, parallel)
     (own,), (shared,) = (list(folder.iterdir()) for folder in where[:2])

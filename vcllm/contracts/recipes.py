@@ -240,7 +240,7 @@ class Launch(Contract):
     processes: int = Field(ge=1)
     """One per device, over all machines."""
     config: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.yaml$")] | None = None
-    """An `accelerate` configuration beside the recipe: FSDP, DeepSpeed, several machines. None: DDP."""
+    """An `accelerate` configuration beside the recipe: FSDP, several machines. None: DDP."""
 
 
 class Recipe(Contract):

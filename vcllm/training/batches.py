@@ -47,10 +47,6 @@ class Plan:
         epoch = next(number for number, before in enumerate(self.steps_before[1:]) if step < before)
         return self._epoch(epoch)[step - self.steps_before[epoch]]
 
-    def epochs_of(self, step: int) -> int:
-        """The epoch a step belongs to, from 0."""
-        return next(number for number, before in enumerate(self.steps_before[1:]) if step < before)
-
     def _plan_epoch(self, epoch: int) -> list[Rows]:
         """Rows of like length together, at most `batch_tokens` a step, steps shuffled."""
         chance = random.Random(f"{self.seed}-{epoch}")

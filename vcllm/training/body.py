@@ -20,11 +20,13 @@ from vcllm.training.layout import NAME
 
 log = logging.getLogger(__name__)
 
-PROBE_ROWS, PROBE_TOKENS = 4, 64
+PROBE_ROWS = 4
 
 
 class Packed:
     """Rows end to end, apart in attention only; branches share their prefix."""
+
+    name = "packed"
 
     def __init__(self, core: Any) -> None:
         self.core = core
@@ -37,6 +39,8 @@ class Packed:
 
 class Padded:
     """Every sequence a row of its own, prefixes repeated: slower, and right for any causal model."""
+
+    name = "padded"
 
     def __init__(self, core: Any) -> None:
         self.core = core
@@ -70,14 +74,14 @@ def unroll(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.from_numpy(each).to(device) for each in (token_ST, seen_ST, home_N))  # type: ignore[return-value]
 
 
-def choose_body(model: Any, corpus: Corpus, device: torch.device) -> Packed | Padded:
+def choose_body(model: Any, corpus: Corpus) -> Packed | Padded:
     """Packed if it gives, on a few rows, the hidden states that the model gives each sequence by itself."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     usual = core.config._attn_implementation
     was_training = core.training
     core.eval()
     try:
-        batch = make_batch(corpus, _probe_rows(corpus), device)
+        batch = make_batch(corpus, _probe_rows(corpus), core.device)
         with torch.no_grad():
             expected = Padded(core)(batch)
             core.set_attn_implementation(NAME)
@@ -85,7 +89,9 @@ def choose_body(model: Any, corpus: Corpus, device: torch.device) -> Packed | Pa
         if _close(found, expected):
             return Packed(core)
         reason = f"hidden states differ by up to {float((found - expected).abs().max()):.2g}"
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # what models say that know no layout
         reason = f"{type(error).__name__}: {error}"
     finally:
         core.train(was_training)

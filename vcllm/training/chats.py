@@ -23,6 +23,8 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 MARK = re.compile("\ue000([0-9]+)\ue001")
 """Stands for the content of message number N in an outline."""
 NO_MARKS = re.compile("[\ue000\ue001]")
+NO_END = "The end-of-turn token lies outside the loss mask: the model would never learn to stop."
+ALL_CUT = f"{NO_END} All rows are cut before it; raise max_length."
 
 Span = tuple[int, int]
 """Characters of a rendered text: from, to."""
@@ -66,7 +68,9 @@ def encode_chat(tokenizer: Any, messages: Turns, max_length: int) -> Chat | None
     return encode_chats(tokenizer, [messages], max_length).rows[0]
 
 
-def encode_chats(tokenizer: Any, conversations: Sequence[Turns], max_length: int) -> Encoded[Chat]:
+def encode_chats(
+    tokenizer: Any, conversations: Sequence[Turns], max_length: int, *, insist: bool = True
+) -> Encoded[Chat]:
     """All answers of each conversation are learned, their ends of turn included; longer rows are cut at the end.
 
     The ids are those of the whole rendered text, so the tokens before an answer are what a server feeds the model.
@@ -74,7 +78,7 @@ def encode_chats(tokenizer: Any, conversations: Sequence[Turns], max_length: int
     """
     whole = _encode_whole(tokenizer, conversations)
     encoded = Encoded([_cut(chat, max_length) for chat in whole], sum(len(chat.ids) > max_length for chat in whole))
-    check_end_of_turn(tokenizer, whole, encoded.kept)
+    check_end_of_turn(tokenizer, whole, encoded.kept, insist)
     return encoded
 
 
@@ -83,7 +87,9 @@ def encode_preference(tokenizer: Any, prompt: Turns, chosen: str, rejected: str,
     return encode_preferences(tokenizer, [(prompt, chosen, rejected)], max_length).rows[0]
 
 
-def encode_preferences(tokenizer: Any, rows: Sequence[tuple[Turns, str, str]], max_length: int) -> Encoded[Pair]:
+def encode_preferences(
+    tokenizer: Any, rows: Sequence[tuple[Turns, str, str]], max_length: int, *, insist: bool = True
+) -> Encoded[Pair]:
     """Rows are (prompt, chosen, rejected). `prefix` is what both renderings begin with, the answers are the rest.
 
     Where an answer's first letters change the prompt's last token, the prefix ends before that token. What a template
@@ -93,7 +99,7 @@ def encode_preferences(tokenizer: Any, rows: Sequence[tuple[Turns, str, str]], m
     whole = [_as_pair(both[i], both[i + 1]) for i in range(0, len(both), 2)]
     pairs = [_cut_pair(pair, max_length) for pair in whole]
     answers = [Chat(answer, [True] * len(answer)) for pair in pairs if pair for answer in pair[1:]]
-    check_end_of_turn(tokenizer, both, answers)
+    check_end_of_turn(tokenizer, both, answers, insist)
     longest = [len(pair.prefix) + max(len(pair.chosen), len(pair.rejected)) for pair in whole]
     return Encoded(pairs, sum(length > max_length for length in longest))
 
@@ -112,17 +118,21 @@ def encode_documents(tokenizer: Any, rows: Sequence[dict[str, Any]], max_length:
     return Encoded(found, sum(len(ids) > max_length for ids in whole))
 
 
-def check_end_of_turn(tokenizer: Any, whole: Sequence[Chat], kept: Sequence[Chat]) -> None:
-    """A model that never learns to stop is useless: BadRequest before any time is spent."""
+def check_end_of_turn(tokenizer: Any, whole: Sequence[Chat], kept: Sequence[Chat], insist: bool) -> None:
+    """A model that never learns to stop is useless: BadRequest before any time is spent.
+
+    insist: these are all rows there are; else one of those to come may be short enough.
+    """
+    if whole and not learns_end(tokenizer, whole):
+        raise BadRequest(f"{NO_END} Check the tokenizer's chat template.")
+    if whole and insist and not learns_end(tokenizer, kept):
+        raise BadRequest(ALL_CUT)
+
+
+def learns_end(tokenizer: Any, chats: Sequence[Chat]) -> bool:
+    """Whether any of them learns an end of turn."""
     ends = end_of_turn_ids(tokenizer)
-    if not whole or _learns(kept, ends):
-        return
-    cause = (
-        "All rows are cut before it; raise max_length."
-        if _learns(whole, ends)
-        else "Check the tokenizer's chat template."
-    )
-    raise BadRequest(f"The end-of-turn token lies outside the loss mask: the model would never learn to stop. {cause}")
+    return any(token in ends for chat in chats for token, on in zip(*chat, strict=True) if on)
 
 
 def show_mask(tokenizer: Any, ids: Sequence[int], learned: Sequence[bool]) -> str:
@@ -300,7 +310,3 @@ def _texts(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
     end = tokenizer.eos_token_id
     for ids in tokenizer(list(texts))["input_ids"] if texts else []:
         yield ids if ids[-1:] == [end] or end is None else [*ids, end]
-
-
-def _learns(chats: Sequence[Chat], ends: frozenset[int]) -> bool:
-    return any(token in ends for chat in chats for token, on in zip(*chat, strict=True) if on)

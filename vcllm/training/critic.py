@@ -44,7 +44,8 @@ def train_critic(opened: Opened, rows: Rows, stage: CriticStage, run: Run) -> No
     kept, corpus = np.arange(num_kept), Corpus(whole.ids, whole.learned, whole.rows[num_kept:], whole.counts)
     # 2  classes weigh the same, however many rows each has
     balance_C = class_balance(corpus.rows["label"])
-    body = choose_body(opened.model, whole, run.parallel.device)
+    body = choose_body(opened.model, whole)
+    run.metrics["layout"] = body.name
     learner = ClassLearner(opened.model, body, balance_C.to(run.parallel.device), stage.score_weight)
 
     def totals(numbers: RowNumbers) -> Totals:
@@ -62,7 +63,7 @@ def train_critic(opened: Opened, rows: Rows, stage: CriticStage, run: Run) -> No
     learner.eval()
     with torch.no_grad(), run.parallel.autocast():
         parts = [
-            learner.logits(make_batch(whole, part, run.parallel.device))
+            learner.logits(make_batch(whole, part, learner.core.device))
             for part in np.array_split(kept, -(-num_kept // 64))
         ]
     logits_BC, logits_BK = (torch.cat(part).float().cpu() for part in zip(*parts, strict=True))

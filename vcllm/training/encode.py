@@ -15,7 +15,7 @@ from vcllm.contracts.critiques import SCORED
 from vcllm.contracts.problems import BadRequest
 from vcllm.engine.prompts import encode
 from vcllm.engine.scoring import critic_text
-from vcllm.training.chats import encode_chats, encode_documents, encode_preferences
+from vcllm.training.chats import ALL_CUT, Chat, encode_chats, encode_documents, encode_preferences, learns_end
 from vcllm.training.corpus import Counts, Encoded
 
 Row = dict[str, Any]
@@ -46,12 +46,16 @@ def answers(tokenizer: Any, rows: Iterable[Row], max_length: int, counts: Counts
 
     Rows: `{"messages", "weight"?}`, `{"prompt": [messages], "chosen", "rejected" | None, "weight"?}`.
     """
+    taught = False
     for line, part in _parts(rows, counts):
         pairs = [number for number, row in enumerate(part) if row.get("rejected")]
         singles = [number for number, row in enumerate(part) if not row.get("rejected")]
         found = _chats(tokenizer, part, singles, max_length, line, counts)
         found |= _pairs(tokenizer, part, pairs, max_length, line, counts)
+        taught = taught or learns_end(tokenizer, [Chat(row.ids, row.learned) for row in found.values() if row])
         yield from (found[number] for number in range(len(part)))
+    if counts.rows and not taught:
+        raise BadRequest(ALL_CUT)
 
 
 def labelled(
@@ -97,7 +101,7 @@ def _chats(
 ) -> dict[int, Encoded | None]:
     if not numbers:
         return {}
-    encoded = encode_chats(tokenizer, [turns_of(part[number]) for number in numbers], max_length)
+    encoded = encode_chats(tokenizer, [turns_of(part[number]) for number in numbers], max_length, insist=False)
     counts.cut += encoded.num_cut
     return {
         number: chat and Encoded(chat.ids, chat.learned, line + number, weight=float(part[number].get("weight", 1.0)))
@@ -111,7 +115,7 @@ def _pairs(
     if not numbers:
         return {}
     triples = [(part[number]["prompt"], part[number]["chosen"], part[number]["rejected"]) for number in numbers]
-    encoded = encode_preferences(tokenizer, triples, max_length)
+    encoded = encode_preferences(tokenizer, triples, max_length, insist=False)
     counts.cut += encoded.num_cut
     found: dict[int, Encoded | None] = {}
     for number, pair in zip(numbers, encoded.rows, strict=True):

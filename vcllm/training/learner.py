@@ -1,6 +1,6 @@
 """A model and what it is to learn, as one module: from a micro-batch to a loss.
 
-One module, so that whatever wraps modules (DDP, FSDP, DeepSpeed) sees a single forward call that ends in the loss.
+One module, so that whatever wraps modules (DDP, FSDP) sees a single forward call that ends in the loss.
 
 Shapes: N tokens, M learned tokens, R rows, S sequences, P pairs, C classes, K criteria, H hidden size.
 """

@@ -85,8 +85,8 @@ def optimise(learner: Learner, corpus: Corpus, optim: Optim, run: Run, totals: C
             meter.tick(int(corpus.lengths[rows].sum()), figures)
         if step + 1 == plan.num_steps:
             break
-        stop = parallel.from_main(run.must_stop())
-        if stop or parallel.from_main(time.monotonic() - last_saved > optim.checkpoint_every_s):
+        stop, due = parallel.from_main((run.must_stop(), time.monotonic() - last_saved > optim.checkpoint_every_s))
+        if stop or due:
             _save(step + 1, module, optimizer, average, meter, run)
             last_saved = time.monotonic()
         if stop:
@@ -145,7 +145,7 @@ def _step(
             loss = module(batch, totals)
             parallel.backward(loss * 0 if empty else loss)
         if not empty:
-            _add(sums, {"loss": loss.detach(), **_learner(module, parallel).figures})
+            _add(sums, {"loss": loss.detach(), **parallel.plain(module).figures})
     norm = parallel.clip(module, optim.clip_norm)
     figures = _averages(parallel.sum(sums), totals)
     _refuse_unusable(figures["loss"], norm, corpus, rows)
@@ -197,10 +197,6 @@ def _save(step: int, module: Module, optimizer: Any, average: Average, meter: Me
         meter.flush()
         run.checkpoints.save(step, tensors, {"loss": meter.loss, "notes": run.notes})
     run.parallel.wait()
-
-
-def _learner(module: Module, parallel: Parallel) -> Learner:
-    return parallel.accelerator.unwrap_model(module) if parallel.world > 1 else module  # type: ignore[return-value]
 
 
 def make_optimizer(module: Module, optim: Optim) -> torch.optim.AdamW:

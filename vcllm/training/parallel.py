@@ -1,7 +1,7 @@
 """One process or many: the only place that knows `accelerate`.
 
-Started plainly, a run is one process. Started by `accelerate launch` or `torchrun`, the same run is DDP, FSDP or
-DeepSpeed as their configuration says.
+Started plainly, a run is one process. Started by `accelerate launch` or `torchrun`, the same run is DDP or FSDP
+as their configuration says.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ class Parallel:
         )
         if cpu and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
             _shard_on_processors(self.accelerator)
-        if self.accelerator.distributed_type is DistributedType.DEEPSPEED and _zero_stage(self.accelerator) > 2:
-            raise BadRequest("DeepSpeed ZeRO-3 hides the output layer from the chunked loss. Use ZeRO-2, or FSDP.")
+        if self.accelerator.distributed_type is DistributedType.DEEPSPEED:
+            # Its engine steps with every backward pass and keeps its optimiser to itself: accumulation and exact
+            # resume would be wrong without a word.
+            raise BadRequest("DeepSpeed is not supported. Use FSDP 2, which spreads the same over the devices.")
         if self.sharded and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
             raise BadRequest("FSDP 1 hides the output layer from the chunked loss. Set fsdp_version: 2.")
 
@@ -95,6 +97,10 @@ class Parallel:
             kinds = (getattr(inner, "_no_split_modules", None) for inner in module.modules())
             module._no_split_modules = next((found for found in kinds if found), [])  # type: ignore[assignment]
         return self.accelerator.prepare(module, optimizer)
+
+    def plain(self, module: Module) -> Any:
+        """What `prepare` wrapped."""
+        return self.accelerator.unwrap_model(module)
 
     def autocast(self) -> Any:
         return self.accelerator.autocast()
@@ -194,8 +200,7 @@ class Parallel:
         return whole.cpu() if self.is_main else None
 
     def _moving(self, module: Module) -> list[tuple[str, Tensor]]:
-        plain: Module = self.accelerator.unwrap_model(module)
-        return [(name, value) for name, value in plain.named_parameters() if value.requires_grad]
+        return [(name, value) for name, value in self.plain(module).named_parameters() if value.requires_grad]
 
 
 def _present(values: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -229,8 +234,3 @@ def _shard_on_processors(accelerator: Accelerator) -> None:
     """FSDP without a GPU: torch can, `accelerate` passes over it; for trying a launch configuration out."""
     accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-
-
-def _zero_stage(accelerator: Accelerator) -> int:
-    plugin = accelerator.state.deepspeed_plugin
-    return 0 if plugin is None else int(plugin.zero_stage)

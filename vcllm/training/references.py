@@ -66,7 +66,7 @@ def reference_logprobs(
 @torch.no_grad()
 def _compute(learner: AnswerLearner, corpus: Corpus, rows: Rows, parallel: Parallel) -> Known:
     """Every process computes its share, and all know all in the end."""
-    was_training = learner.training
+    was_training, home = learner.training, learner.core.device
     learner.to(parallel.device).eval()
     found: Known = {}
     rows = rows[np.argsort(corpus.lengths[rows], kind="stable")]
@@ -76,7 +76,7 @@ def _compute(learner: AnswerLearner, corpus: Corpus, rows: Rows, parallel: Paral
                 sums_R2 = learner.logprobs(make_batch(corpus, micro, parallel.device)).view(-1, 2).float()
             names = [key.decode() for key in corpus.rows["key"][micro]]
             found |= {name: (one, other) for name, (one, other) in zip(names, sums_R2.tolist(), strict=True)}
-    learner.train(was_training)
+    learner.to(home).train(was_training)
     return {name: value for part in parallel.gather_objects(found) for name, value in part.items()}
 
 

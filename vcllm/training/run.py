@@ -113,6 +113,8 @@ def prepare(order: StageOrder, folder: Path, store: ModelStore, report: Report) 
     trackers = [name for name in os.environ.get(TRACKERS_VARIABLE, "").split(",") if name]
     parallel = Parallel(trackers, folder)
     opened = open_model(order, store, read_rows(folder))
+    if not parallel.sharded:  # a device may not hold what is to be spread over many
+        opened.model.to(parallel.device)
     torch.manual_seed(order.seed + parallel.rank)  # the same weights, but not the same dropout
     optim = getattr(order.stage, "optim", None)
     confirm = partial(confirm_folder, folder)
@@ -255,7 +257,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m vcllm.training", description="Train what a job's folder orders.")
     parser.add_argument("--show", action="store_true", help="only print the first example, what is learned marked")
     parser.add_argument("--processes", type=int, help="of this machine, one for each device")
-    parser.add_argument("--config", type=Path, help="an accelerate configuration: FSDP, DeepSpeed, several machines")
+    parser.add_argument("--config", type=Path, help="an accelerate configuration: FSDP, several machines")
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", type=Path)
     return parser

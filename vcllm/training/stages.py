@@ -99,7 +99,9 @@ def _train_on_answers(
     opened: Opened, corpus: Corpus, optim: Optim, run: Run, loss: AnswerLoss, references: Path | None = None
 ) -> None:
     """The shared course of all stages but the Critic's."""
-    learner = AnswerLearner(opened.model, choose_body(opened.model, corpus, run.parallel.device), loss)
+    body = choose_body(opened.model, corpus)
+    run.metrics["layout"] = body.name
+    learner = AnswerLearner(opened.model, body, loss)
     check_head(learner, corpus, run.parallel)
     num_pairs = int(corpus.forked.sum())
     if num_pairs:

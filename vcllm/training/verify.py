@@ -20,9 +20,9 @@ def check_head(learner: AnswerLearner, corpus: Corpus, parallel: Parallel) -> No
     row = corpus.rows[:1].copy()
     row["length"] = row["fork"] = min(NUM_TOKENS, int(row["fork"][0]))
     row["prefix"] = 0
-    batch = make_batch(Corpus(corpus.ids, corpus.learned, row), torch.tensor([0]).numpy(), parallel.device)
+    batch = make_batch(Corpus(corpus.ids, corpus.learned, row), torch.tensor([0]).numpy(), learner.core.device)
     was_training = learner.training
-    learner.to(parallel.device).eval()
+    learner.eval()
     extra = {"layout": batch.layout} if isinstance(learner.body, Packed) else {}
     with parallel.autocast():
         expected_NV = (
