@@ -44,6 +44,13 @@ NUM_STEPS = 150
 """Some seconds of training, with ten checkpoints or so."""
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Not gone, and no zombie either: whether the system has cleared a dead process away is not ours to say."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 @dataclass
 class Worker:
     """A Celery worker with its pool process and, while it has a job, a training process below that."""
@@ -66,7 +73,7 @@ class Worker:
         found = []
         for process in self.family()[1:]:
             with suppress(psutil.NoSuchProcess):
-                found += [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
+                found += [child for child in process.children() if is_alive(child)]
         return found
 
 

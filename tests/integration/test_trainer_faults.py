@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.bench import LEASE_S, NUM_STEPS, PATIENCE_S, Bench, open_bench
+from tests.integration.bench import LEASE_S, NUM_STEPS, PATIENCE_S, Bench, is_alive, open_bench
 from tests.servers import wait_until
 from vcllm.contracts.jobs import JobState
 
@@ -53,7 +53,7 @@ def test_another_worker_goes_on_when_one_is_killed(bench: Bench):
     worker = bench.trains("killed")
     training = worker.training()
     worker.process.kill()
-    wait_until(lambda: not any(process.is_running() for process in training), 5)
+    wait_until(lambda: not any(is_alive(process) for process in training), 5)
     done = int(bench.checkpoints("killed")[-1].removeprefix("step-"))
 
     record = bench.check_outcome(job, "killed")
