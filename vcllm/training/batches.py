@@ -21,9 +21,6 @@ from vcllm.contracts.recipes import Optim
 from vcllm.training.corpus import Corpus
 from vcllm.training.layout import Layout
 
-POOL = 50
-"""Steps' worth of rows that are sorted by length together: rows of like length meet, and are still well mixed."""
-
 Rows = NDArray[np.int64]
 
 
@@ -43,57 +40,48 @@ class Plan:
         self.num_steps = min(self.steps_before[-1], optim.max_steps or self.steps_before[-1])
 
     def rows(self, step: int) -> Rows:
-        """Row numbers of a step, shortest row first."""
+        """Row numbers of a step."""
         epoch = next(number for number, before in enumerate(self.steps_before[1:]) if step < before)
         return self._epoch(epoch)[step - self.steps_before[epoch]]
 
     def _plan_epoch(self, epoch: int) -> list[Rows]:
-        """Rows of like length together, at most `batch_tokens` a step, steps shuffled."""
-        chance = random.Random(f"{self.seed}-{epoch}")
-        order = np.random.default_rng(chance.getrandbits(64)).permutation(len(self.lengths))
-        mean = max(1, int(self.lengths.sum()) // max(1, len(self.lengths)))
-        pool = max(1, POOL * self.batch_tokens // mean)
-        steps: list[Rows] = []
-        for start in range(0, len(order), pool):
-            rows = order[start : start + pool]
-            steps.extend(self._cut(rows[np.argsort(self.lengths[rows], kind="stable")]))
-        chance.shuffle(steps)
-        return steps
+        """Rows in random order, cut into steps of near `batch_tokens`, all of like size.
 
-    def _cut(self, rows: Rows) -> list[Rows]:
-        ends = np.cumsum(self.lengths[rows])
-        steps, start, taken = [], 0, 0
-        while start < len(rows):
-            stop = max(start + 1, int(np.searchsorted(ends, taken + self.batch_tokens, side="right")))
-            steps.append(rows[start:stop])
-            start, taken = stop, int(ends[stop - 1])
-        return steps
+        Rows of like length meet in a micro-batch only: whole steps of them learn measurably slower (docs/log.md).
+        """
+        seed = random.Random(f"{self.seed}-{epoch}").getrandbits(64)
+        order = np.random.default_rng(seed).permutation(len(self.lengths))
+        middles = np.cumsum(self.lengths[order], dtype=np.int64) - self.lengths[order] / 2
+        total = int(self.lengths.sum())
+        num_steps = max(1, round(total / self.batch_tokens))
+        cuts = np.searchsorted(middles, np.arange(1, num_steps) * (total / num_steps))
+        return [rows for rows in np.split(order, cuts) if len(rows)]
 
 
-def share(rows: Rows, lengths: NDArray[np.int32], num_parts: int, part: int, micro_tokens: int) -> list[Rows]:
+def share(
+    rows: Rows, lengths: NDArray[np.int32], num_parts: int, part: int, most_tokens: float, spread: float
+) -> list[Rows]:
     """One process's micro-batches of a step; every process gets equally many, an empty one where rows run out.
 
     Rows are dealt longest first to whoever has fewest tokens, then cut so that no micro-batch holds more than
-    `micro_tokens` (a single longer row excepted).
+    `most_tokens` (a single longer row excepted), nor a row that is over `spread` times as long as another.
     """
-    if num_parts == 1 and int(lengths[rows].sum()) <= micro_tokens:
-        return [rows]
     hands: list[list[int]] = [[] for _ in range(num_parts)]
     held = [0] * num_parts
     for row in rows[np.argsort(-lengths[rows], kind="stable")]:
         poorest = held.index(min(held))
         hands[poorest].append(int(row))
         held[poorest] += int(lengths[row])
-    cut = [_cut_hand(hand, lengths, micro_tokens) for hand in hands]
+    cut = [_cut_hand(hand, lengths, most_tokens, spread) for hand in hands]
     most = max(len(batches) for batches in cut)
     return [*cut[part], *([np.array([], np.int64)] * (most - len(cut[part])))]
 
 
-def _cut_hand(hand: list[int], lengths: NDArray[np.int32], micro_tokens: int) -> list[Rows]:
+def _cut_hand(hand: list[int], lengths: NDArray[np.int32], most_tokens: float, spread: float) -> list[Rows]:
     batches: list[list[int]] = [[]]
     held = 0
     for row in reversed(hand):
-        if batches[-1] and held + lengths[row] > micro_tokens:
+        if batches[-1] and (held + lengths[row] > most_tokens or lengths[row] > spread * lengths[batches[-1][0]]):
             batches.append([])
             held = 0
         batches[-1].append(row)

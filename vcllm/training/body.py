@@ -8,6 +8,7 @@ Shapes: N tokens, S sequences, T positions of the longest, H hidden size.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class Packed:
     """Rows end to end, apart in attention only; branches share their prefix."""
 
     name = "packed"
+    spread = math.inf
+    """How many times longer than another a row of a micro-batch may be."""
 
     def __init__(self, core: Any) -> None:
         self.core = core
@@ -41,6 +44,8 @@ class Padded:
     """Every sequence a row of its own, prefixes repeated: slower, and right for any causal model."""
 
     name = "padded"
+    spread = 2.0
+    """The same; what is shorter than the longest costs as much."""
 
     def __init__(self, core: Any) -> None:
         self.core = core

@@ -7,7 +7,6 @@ Shapes: N tokens, M learned tokens, R rows, S sequences, P pairs, C classes, K c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from vcllm.contracts.problems import BadRequest
 from vcllm.training.batches import Batch
+from vcllm.training.body import Packed, Padded
 from vcllm.training.head import Head, chunked_loss, token_logprobs
 from vcllm.training.losses import PreferenceLoss, dpo_loss, ipo_loss, score_losses, sequence_sums, weighted_nll
 
@@ -52,7 +52,7 @@ class AnswerLoss:
 class Learner(nn.Module):
     """`forward(batch, totals)` is the micro-batch's part of the step's loss."""
 
-    def __init__(self, model: Any, body: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, model: Any, body: Packed | Padded) -> None:
         super().__init__()
         self.model = model
         self.body = body
@@ -69,7 +69,7 @@ class Learner(nn.Module):
 class AnswerLearner(Learner):
     """Language modelling, instruction tuning and preferences."""
 
-    def __init__(self, model: Any, body: Callable[[Batch], Tensor], loss: AnswerLoss) -> None:
+    def __init__(self, model: Any, body: Packed | Padded, loss: AnswerLoss) -> None:
         super().__init__(model, body)
         self.loss = loss
 
@@ -156,9 +156,7 @@ class ClassLearner(Learner):
 
     balance_C: Tensor
 
-    def __init__(
-        self, model: Any, body: Callable[[Batch], Tensor], balance_C: Tensor, score_weight: float = 0.5
-    ) -> None:
+    def __init__(self, model: Any, body: Packed | Padded, balance_C: Tensor, score_weight: float = 0.5) -> None:
         super().__init__(model, body)
         self.register_buffer("balance_C", balance_C, persistent=False)
         self.score_weight = score_weight

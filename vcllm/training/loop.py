@@ -136,7 +136,8 @@ def _step(
 ) -> dict[str, float]:
     """One optimiser step over a step's rows, in as many micro-batches as memory asks for."""
     parallel = run.parallel
-    micro_batches = share(rows, corpus.lengths, parallel.world, parallel.rank, optim.micro_tokens or optim.batch_tokens)
+    most_tokens, spread = optim.micro_tokens or math.inf, parallel.plain(module).body.spread
+    micro_batches = share(rows, corpus.lengths, parallel.world, parallel.rank, most_tokens, spread)
     sums: dict[str, torch.Tensor] = {}
     for number, micro in enumerate(micro_batches):
         empty = len(micro) == 0  # others still have rows: take part with one that counts for nothing

@@ -70,7 +70,7 @@ def _compute(learner: AnswerLearner, corpus: Corpus, rows: Rows, parallel: Paral
     learner.to(parallel.device).eval()
     found: Known = {}
     rows = rows[np.argsort(corpus.lengths[rows], kind="stable")]
-    for micro in share(rows, corpus.lengths, parallel.world, parallel.rank, TOKENS_AT_ONCE):
+    for micro in share(rows, corpus.lengths, parallel.world, parallel.rank, TOKENS_AT_ONCE, learner.body.spread):
         if len(micro):
             with parallel.autocast():
                 sums_R2 = learner.logprobs(make_batch(corpus, micro, parallel.device)).view(-1, 2).float()
