@@ -64,7 +64,7 @@ from vcllm.stores.models import Damaged, ModelStore, NoSpace, translate_full_dis
 from vcllm.training import stages
 from vcllm.training.checkpoints import Checkpoints
 from vcllm.training.critic import train_critic
-from vcllm.training.kernels import fast_norms
+from vcllm.training.kernels import fast_kernels
 from vcllm.training.launch import die_with_launcher, end_as, launch
 from vcllm.training.loop import Run, Stopped
 from vcllm.training.meter import Report, peak_rss
@@ -143,7 +143,7 @@ def train(order: StageOrder, opened: Opened, run: Run, store: ModelStore) -> Non
     """Hand the rows to the order's stage; leaves the model's own attention in place."""
     core = opened.core
     usual = core.config._attn_implementation
-    with fast_norms(opened.model, run.parallel.device):
+    with fast_kernels(opened.model, run.parallel.device):
         _train(order.stage, opened, run, store.root / f".{stages.REFERENCES}")
     run.parallel.end_trackers()
     core.set_attn_implementation(usual)
