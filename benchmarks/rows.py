@@ -119,7 +119,7 @@ def commit() -> str:
     try:
         root = Path(__file__).parent
         found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        apart = ["--", ".", f":!{RESULTS}", f":!{DOCUMENT}"]
+        apart = ["--", ".", f":(exclude){RESULTS}", f":(exclude){DOCUMENT}"]
         changed = subprocess.run(["git", "diff", "--quiet", "HEAD", *apart], cwd=root.parent, check=False).returncode
         return found.stdout.strip() + ("-changed" if changed else "")
     except (OSError, subprocess.CalledProcessError):
