@@ -261,7 +261,7 @@ def test_the_score_of_greedy_words_is_the_highest(engine: LocalEngine) -> None:
     async def ask() -> tuple[str, list[float]]:
         answers = (await engine.complete([CHAT], Sampling(temperature=0, max_tokens=3)))[0]
         text = answers.completions[0].text
-        return text, await engine.score(CHAT, [text, "zebra", text + "zebra", ""])
+        return text, (await engine.score([CHAT], [[text, "zebra", text + "zebra", ""]]))[0]
 
     text, scores = asyncio.run(ask())
 

@@ -33,6 +33,30 @@ class StreamOptions(Contract):
     include_usage: bool = False
 
 
+class TokenLogprob(Contract):
+    """A token and the natural log of its probability."""
+
+    token: str
+    logprob: float
+    """As the model gives it: before temperature, bias and any cut of the distribution."""
+    bytes: list[int] | None = None
+    """UTF-8 of `token`; None where the token is only part of a character."""
+
+
+class ChosenLogprob(TokenLogprob):
+    """A token of an answer."""
+
+    top_logprobs: list[TokenLogprob] = Field(default_factory=list)
+    """The likeliest in its place, best first; as many as were asked for."""
+
+
+class ChoiceLogprobs(Contract):
+    """As the OpenAI API shows them."""
+
+    content: list[ChosenLogprob]
+    refusal: None = None
+
+
 class Sampling(Contract):
     """How tokens are drawn."""
 
@@ -44,6 +68,12 @@ class Sampling(Contract):
     seed: int | None = None
     """Same seed, request and version: same text."""
     stop: list[str] = Field(default_factory=list, max_length=4)
+    top_k: int = Field(default=0, ge=0)
+    """Only the so many likeliest tokens are drawn from; 0: all."""
+    logit_bias: dict[int, float] = Field(default_factory=dict, max_length=300)
+    """By token id, from -100 to 100: added to its logit; -100 forbids a token, 100 forces it."""
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Log-probabilities of the answer's tokens, with so many alternatives each; None: none."""
 
 
 class ChatRequest(Contract):
@@ -125,6 +155,8 @@ class Completion(Contract):
     text: str
     finish_reason: FinishReason
     num_tokens: int
+    logprobs: list[ChosenLogprob] | None = None
+    """One per token whose text is told; None: not asked for."""
 
 
 class ChatBatchReply(Contract):

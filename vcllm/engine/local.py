@@ -57,10 +57,12 @@ class LocalEngine:
             for generation in generations:
                 generation.cancel()
 
-    async def score(self, conversation: Conversation, continuations: Sequence[str]) -> list[float]:
-        """Summed log-probability of each continuation as the assistant's next words."""
-        prompt = prompt_text(self.loaded.tokenizer, conversation)
-        return await asyncio.to_thread(score, self.loaded.model, self.loaded.tokenizer, prompt, continuations)
+    async def score(
+        self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Summed log-probability of each conversation's continuations, as the assistant's next words."""
+        prompts = [prompt_text(self.loaded.tokenizer, conversation) for conversation in conversations]
+        return await asyncio.to_thread(score, self.loaded.model, self.loaded.tokenizer, prompts, continuations)
 
     def close(self) -> None:
         """Stop after the step under way; whatever still runs fails."""

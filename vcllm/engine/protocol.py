@@ -7,10 +7,10 @@ so nothing here speaks of tokens, tensors or weights.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from vcllm.contracts.chat import ChatMessage, Completion, FinishReason, Sampling
+from vcllm.contracts.chat import ChatMessage, ChosenLogprob, Completion, FinishReason, Sampling
 
 Conversation = Sequence[ChatMessage]
 
@@ -27,6 +27,8 @@ class Delta:
     """Set on the last piece of an answer."""
     num_tokens: int = 0
     """Tokens of this answer so far."""
+    logprobs: list[ChosenLogprob] = field(default_factory=list)
+    """Of the tokens behind `text`, where the request wants them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,13 @@ class Engine(Protocol):
         """Whole answers to many conversations, in order; number i is seeded with `sampling.seed + i`."""
         ...
 
-    async def score(self, conversation: Conversation, continuations: Sequence[str]) -> list[float]:
-        """Summed log-probability of each continuation as the assistant's next words."""
+    async def score(
+        self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Summed log-probability of each conversation's continuations, as the assistant's next words.
+
+        Natural log, temperature 1; nothing is written. BadRequest when one of them does not fit.
+        """
         ...
 
     def close(self) -> None:

@@ -21,11 +21,14 @@ Item = tuple[list[int], list[int]]
 """Token ids of a prompt and of what follows it."""
 
 
-def score(model: Any, tokenizer: Any, prompt: str, continuations: Sequence[str]) -> list[float]:
-    """Summed log-probability (natural log, temperature 1) of each continuation after the rendered prompt."""
-    [head] = encode(tokenizer, [prompt])
-    tails = encode(tokenizer, continuations) if continuations else []
-    return score_ids(model, [(head, tail) for tail in tails])
+def score(
+    model: Any, tokenizer: Any, prompts: Sequence[str], continuations: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """Summed log-probability (natural log, temperature 1) of each rendered prompt's continuations."""
+    heads = encode(tokenizer, prompts) if prompts else []
+    tails = [encode(tokenizer, each) if each else [] for each in continuations]
+    flat = iter(score_ids(model, [(head, tail) for head, own in zip(heads, tails, strict=True) for tail in own]))
+    return [[next(flat) for _ in own] for own in tails]
 
 
 @torch.inference_mode()
