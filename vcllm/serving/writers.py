@@ -14,18 +14,23 @@ from vcllm.engine.prefill import Limits
 from vcllm.serving.pool import VersionPool
 from vcllm.serving.settings import WriterSettings
 
+PREFIX_SHARE = 8
+"""One part in so many of a cache's memory keeps what prompts begin with."""
+
 
 def writer(server: WriterSettings) -> Callable[[Loaded], LocalEngine]:
     """Makes engines with this server's limits."""
 
     def make(loaded: Loaded) -> LocalEngine:
         bytes_each = bytes_per_token(loaded.model.config.get_text_config(), loaded.model.dtype)
+        num_tokens = int(server.cache_gib * 2**30) // bytes_each
         limits = Limits(
             max_rows=server.max_rows,
-            max_tokens=int(server.cache_gib * 2**30) // bytes_each,
+            max_tokens=num_tokens - num_tokens // PREFIX_SHARE,
             prefill_tokens=server.prefill_tokens,
+            prefix_tokens=num_tokens // PREFIX_SHARE,
         )
-        return LocalEngine(loaded, limits, default_max_tokens=server.default_max_tokens)
+        return LocalEngine(loaded, limits, default_max_tokens=server.default_max_tokens, own=True)
 
     return make
 
