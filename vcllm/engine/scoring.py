@@ -53,7 +53,7 @@ class Scoring:
                 self._tails.setdefault(tuple(head), []).append((index, tuple(tail)))
 
     @torch.inference_mode()
-    def passes(self, forward: Forward, device: torch.device, vocab_size: int) -> Iterator[object]:
+    def passes(self, forward: Forward, device: torch.device, vocab_size: int) -> Iterator[None]:
         """Do the work; one forward pass between two items of the iterator."""
         heads = list(self._tails)
         begun = Begun(common_beginning(heads), device)
@@ -64,7 +64,7 @@ class Scoring:
         for rows in by_length([len(head) + longest_tail for head in heads], max_rows):
             yield from self._score([heads[row] for row in rows], begun, forward)
 
-    def _score(self, heads: list[Tokens], begun: Begun, forward: Forward) -> Iterator[object]:
+    def _score(self, heads: list[Tokens], begun: Begun, forward: Forward) -> Iterator[None]:
         """The continuations of these heads."""
         tails = [self._tails[head] for head in heads]
         longest = max(len(tail) for each in tails for _, tail in each)
@@ -132,7 +132,7 @@ class Begun:
         self.device = device
         self.cache = SlotCache()
 
-    def read(self, forward: Forward) -> Iterator[object]:
+    def read(self, forward: Forward) -> Iterator[None]:
         self.cache.reserve(1, max(1, len(self.tokens)))
         reader = Reader(forward, self.cache, self.device)
         for start in range(0, len(self.tokens), SCORED_PER_PASS):
@@ -161,7 +161,7 @@ class Scorings:
 
     def __init__(self, forward: Forward, device: torch.device, vocab_size: int) -> None:
         self._how = forward, device, vocab_size
-        self._line: deque[tuple[Scoring, Iterator[object]]] = deque()
+        self._line: deque[tuple[Scoring, Iterator[None]]] = deque()
         self._done: list[Scoring] = []
 
     def __len__(self) -> int:
