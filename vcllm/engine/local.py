@@ -61,8 +61,9 @@ class LocalEngine:
         self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]]
     ) -> list[list[float]]:
         """Summed log-probability of each conversation's continuations, as the assistant's next words."""
-        prompts = [prompt_text(self.loaded.tokenizer, conversation) for conversation in conversations]
-        return await asyncio.to_thread(score, self.loaded.model, self.loaded.tokenizer, prompts, continuations)
+        model, tokenizer, context = self.loaded.model, self.loaded.tokenizer, self.loaded.context
+        prompts = [prompt_text(tokenizer, conversation) for conversation in conversations]
+        return await asyncio.to_thread(score, model, tokenizer, prompts, continuations, context)
 
     def close(self) -> None:
         """Stop after the step under way; whatever still runs fails."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vcllm.contracts.critiques import SCORE_PREFIX
+from vcllm.contracts.problems import BadRequest
 from vcllm.engine.prompts import encode, render, without_special_tokens
 
 # Shapes: B texts, T tokens, K tokens scored, V vocabulary, C labels of a classifier.
@@ -22,11 +23,21 @@ Item = tuple[list[int], list[int]]
 
 
 def score(
-    model: Any, tokenizer: Any, prompts: Sequence[str], continuations: Sequence[Sequence[str]]
+    model: Any, tokenizer: Any, prompts: Sequence[str], continuations: Sequence[Sequence[str]], context: int
 ) -> list[list[float]]:
-    """Summed log-probability (natural log, temperature 1) of each rendered prompt's continuations."""
+    """Summed log-probability (natural log, temperature 1) of each rendered prompt's continuations.
+
+    BadRequest when one of them has more than `context` tokens.
+    """
     heads = encode(tokenizer, prompts) if prompts else []
     tails = [encode(tokenizer, each) if each else [] for each in continuations]
+    longest = max((len(head) + len(tail) for head, own in zip(heads, tails, strict=True) for tail in own), default=0)
+    if longest > context:
+        raise BadRequest(
+            f"The messages and what is to follow have {longest} tokens, but this model reads {context}. Shorten them.",
+            param="messages",
+            code="context_length_exceeded",
+        )
     flat = iter(score_ids(model, [(head, tail) for head, own in zip(heads, tails, strict=True) for tail in own]))
     return [[next(flat) for _ in own] for own in tails]
 
