@@ -10,7 +10,8 @@ EN = re.compile(
     r"|as an? (ai|artificial intelligence|language model|assistant)\b"
     r"|(unfortunately, )?(i |i'm |i am )"
     r"(cannot|can't|can not|won't|will not|unable to|not able to|must decline to|decline to)"
-    r"( (\w+ )?(help|assist|write|create|provide|produce|generate|comply|fulfil+|support|engage|continue|answer|do|say)\b"
+    r"( (\w+ )?(help|assist|write|create|provide|produce|generate|comply|"
+    r"fulfil+|support|engage|continue|answer|do|say)\b"
     r"|[.,!]|$)"
 )
 ZH = re.compile(
