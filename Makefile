@@ -50,6 +50,10 @@ bench-starter: $(VENV)/.product ## The demo's figures over five seeds, mean and 
 bench-training: $(VENV)/.bench ## Training speed and memory against TRL
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
+.PHONY: bench-critic
+bench-critic: $(VENV)/.product ## Judging by probabilities against writing a verdict, items per second
+	$(BIN)/python -m benchmarks.critic $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
 	@$(BIN)/vcllm secrets

@@ -20,8 +20,16 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 Kind = Literal["causal", "classifier"]
+NOUNS: dict[Kind, str] = {"causal": "a language model", "classifier": "a classifier"}
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
+KIND_OF_TASK: dict[str, Kind] = {"CAUSAL_LM": "causal", "SEQ_CLS": "classifier"}
+KIND_OF_CLASS: dict[str, Kind] = {
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ForConditionalGeneration": "causal",
+    "ForSequenceClassification": "classifier",
+}
 FORBIDDEN = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"}
 """Formats that can run code when loaded."""
 DATA_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -43,6 +51,7 @@ class Loaded:
     tokenizer: Any
     context: int
     """Tokens it reads and writes together at most."""
+    kind: Kind = "causal"
     base: Any = None
     """The model an adapter shares its weights with; held so that the next adapter finds it."""
 
@@ -50,28 +59,41 @@ class Loaded:
 class Loader:
     """Opens models on one device, and holds each base that adapters sit on only once."""
 
-    def __init__(self, kind: Kind, *, device: str = "cpu", dtype: DtypeName = "auto") -> None:
+    def __init__(self, kind: Kind | None, *, device: str = "cpu", dtype: DtypeName = "auto") -> None:
+        """kind: what is opened, and nothing else; None: whatever a folder says it holds."""
         self.kind = kind
         self.device = torch.device(device)
         self.dtype = pick_dtype(self.device, dtype)
-        self._bases: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
+        self._bases: WeakValueDictionary[tuple[str, str, str], Any] = WeakValueDictionary()
         """Each lives as long as an adapter on it."""
         self._lock = threading.Lock()
 
     def load(self, source: str | Path, *, base: str | Path | None = None) -> Loaded:
-        """A local folder or hub id; with `base`, an adapter for it. Unsafe, or OSError if unreadable."""
+        """A local folder or hub id; with `base`, an adapter for it.
+
+        Unsafe, OSError if unreadable, ValueError if it is not of the loader's kind.
+        """
         folder = fetch(source)
         base = None if base is None else fetch(base)
+        kind = self._kind(folder)
         with self._lock:
-            shared = None if base is None else self._base(base, folder)
-        model = self._full(folder) if shared is None else self._adapted(shared, folder)
+            shared = None if base is None else self._base(kind, base, folder)
+        model = self._full(kind, folder) if shared is None else self._adapted(shared, folder)
         has_own = base is None or (folder / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(folder if has_own else base, trust_remote_code=False)
         prepare(model, tokenizer)
-        return Loaded(model, tokenizer, context_of(model), shared)
+        return Loaded(model, tokenizer, context_of(model), kind, shared)
 
-    def _full(self, folder: Path, config: Any = None) -> Any:
-        auto = AutoModelForCausalLM if self.kind == "causal" else AutoModelForSequenceClassification
+    def _kind(self, folder: Path) -> Kind:
+        found = kind_of(folder) or self.kind
+        if found is None:
+            raise ValueError(f"the configuration of {folder.name} names neither a language model nor a classifier")
+        if self.kind not in (None, found):
+            raise ValueError(f"{folder.name} holds {NOUNS[found]}; needed is {NOUNS[self.kind or found]}")
+        return found
+
+    def _full(self, kind: Kind, folder: Path, config: Any = None) -> Any:
+        auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
         model: Any = auto.from_pretrained(
             folder,
             config=config,
@@ -82,13 +104,13 @@ class Loader:
         )
         return model.to(self.device).eval()
 
-    def _base(self, folder: Path, adapter: Path) -> Any:
+    def _base(self, kind: Kind, folder: Path, adapter: Path) -> Any:
         own = adapter / "config.json"  # a classifier's adapter brings its classes here
-        key = (str(folder.resolve()), own.read_text() if own.is_file() else "")
+        key = (kind, str(folder.resolve()), own.read_text() if own.is_file() else "")
         base = self._bases.get(key)
         if base is None:
             config = AutoConfig.from_pretrained(adapter, trust_remote_code=False) if own.is_file() else None
-            base = self._bases[key] = self._full(folder, config)
+            base = self._bases[key] = self._full(kind, folder, config)
         return base
 
     def _adapted(self, base: Any, adapter: Path) -> Any:
@@ -123,6 +145,16 @@ def refuse_code(folder: Path) -> None:
     for file in folder.rglob("*.json"):
         if file.name in CONFIGS and "auto_map" in json.loads(file.read_text()):
             raise Unsafe(f"{folder.name}/{file.name} asks for code of its own (auto_map), which is never run")
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """What the configuration says: an adapter's task, else the name of the model's class. None: neither says it."""
+    adapter, config = folder / "adapter_config.json", folder / "config.json"
+    if adapter.is_file():
+        return KIND_OF_TASK.get(json.loads(adapter.read_text()).get("task_type"))
+    names = json.loads(config.read_text()).get("architectures") if config.is_file() else None
+    endings = [kind for name in names or [] for ending, kind in KIND_OF_CLASS.items() if name.endswith(ending)]
+    return endings[0] if endings else None
 
 
 def with_shared_weights(model: Any) -> Any:

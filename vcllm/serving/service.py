@@ -47,9 +47,12 @@ class Serving(Generic[M]):
 
 
 def build_serving(
-    role: Role, kind: Kind, server: ServerSettings, shared: Settings, wrap: Callable[[Loaded], M]
+    role: Role, kind: Kind | None, server: ServerSettings, shared: Settings, wrap: Callable[[Loaded], M]
 ) -> Serving[M]:
-    """Connect the parts; nothing is opened yet. `wrap` makes of a loaded model what the routes use."""
+    """Connect the parts; nothing is opened yet. `wrap` makes of a loaded model what the routes use.
+
+    kind: of every version; None: each version's configuration says.
+    """
     store = ModelStore(shared.models)
     opener = VersionOpener(store, role, Loader(kind, device=server.device, dtype=server.dtype))
     pool = VersionPool[M](lambda version: wrap(opener.open(version)), server.max_loaded)

@@ -39,7 +39,7 @@ class VersionOpener:
             raise Refused(f"{error}.") from error
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise Refused(f"{name} cannot be loaded: {error}") from error
-        if self.loader.kind == "causal":
+        if loaded.kind == "causal":
             check_probes(loaded, manifest.probes, name)
         return loaded
 
