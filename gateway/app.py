@@ -64,7 +64,12 @@ def create_app(
             yield {"gateway": state}
             opened.clear()
 
-    app = create_service("gateway", lifespan=lifespan, max_body_bytes=limits.max_body_bytes)
+    app = create_service(
+        "gateway",
+        lifespan=lifespan,
+        max_body_bytes=limits.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+    )
     app.state.draining = False
     registry = CollectorRegistry()
     registry.register(Upstreams(lambda: opened[0] if opened else None))

@@ -11,8 +11,6 @@ from functools import partial
 
 import httpx
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from gateway.auth import Chatter, allows
 from gateway.state import GatewayState, State
@@ -20,6 +18,7 @@ from vcllm.contracts.chat import ALIGNED_MODEL, ChatRequest
 from vcllm.contracts.keys import KeyRecord, Scope
 from vcllm.contracts.problems import NotFound, Problem
 from vcllm.web.app import request_id
+from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.problems import UpstreamFailed, problem_of
 from vcllm.web.replicas import Exchange
@@ -34,7 +33,7 @@ STAMPS = ("x-vc-version", "x-vc-queue-ms")
 @router.post("/v1/chat/completions")
 async def chat(request: Request, key: Chatter, state: State) -> Response:
     """Answered by the promoted version, or by the version named where the key may name one."""
-    wanted = _parse(await request.body())
+    wanted = await read_json(request, ChatRequest)
     await _check_model(wanted.model, key, state)
     async with AsyncExitStack() as held:
         await held.enter_async_context(state.door.enter())
@@ -45,7 +44,8 @@ async def chat(request: Request, key: Chatter, state: State) -> Response:
             raise await cancel_on_disconnect(request, _refusal(exchange))
         if wanted.stream:
             headers = _stamps(request, exchange, waited_s=time.perf_counter() - sent)
-            return stream_response(Relay(exchange, held.pop_all()), headers)
+            relay = Relay(exchange, held.pop_all())
+            return stream_response(relay, headers, keep_alive_s=state.settings.keep_alive_s)
         content = await cancel_on_disconnect(request, _read(exchange))
         headers = _stamps(request, exchange, waited_s=time.perf_counter() - sent)
         return Response(content, media_type="application/json", headers=headers)
@@ -75,14 +75,6 @@ class Relay:
 
     async def aclose(self) -> None:
         await self._held.aclose()
-
-
-def _parse(body: bytes) -> ChatRequest:
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
-        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
 
 
 async def _check_model(model: str, key: KeyRecord, state: GatewayState) -> None:

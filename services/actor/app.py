@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from services.actor.frames import ChatStream, Head
 from services.actor.settings import ActorSettings
+from vcllm.contracts.base import NAME_PATTERN
 from vcllm.contracts.chat import (
     ALIGNED_MODEL,
     ChatBatchReply,
     ChatBatchRequest,
-    ChatMessage,
     ChatReply,
     ChatRequest,
     Choice,
+    ChoiceLogprobs,
+    Completion,
     ModelCard,
     ModelList,
-    Sampling,
+    ReplyMessage,
     Usage,
 )
 from vcllm.contracts.manifests import Manifest
-from vcllm.contracts.problems import BadRequest
+from vcllm.contracts.problems import NotFound
+from vcllm.engine.load import Loaded
 from vcllm.engine.local import LocalEngine
 from vcllm.engine.protocol import Answers
 from vcllm.serving.pool import resolve
 from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
 from vcllm.serving.writers import EngineCollector, writer
 from vcllm.settings import Settings
+from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.sse import stream_response
 
@@ -46,26 +51,38 @@ def actor_serving(request: Request) -> Serving[LocalEngine]:
 ServingDep = Annotated[Serving[LocalEngine], Depends(actor_serving)]
 
 
-def create_app(server: ActorSettings | None = None, shared: Settings | None = None) -> FastAPI:
-    """The Actor as an app; without arguments it is configured by the environment."""
+def create_app(
+    server: ActorSettings | None = None,
+    shared: Settings | None = None,
+    *,
+    engine: Callable[[Loaded], LocalEngine] | None = None,
+) -> FastAPI:
+    """The Actor as an app; without arguments it is configured by the environment.
+
+    engine: makes of a loaded version what answers; None: one with the server's limits.
+    """
     server, shared = server or ActorSettings(), shared or Settings()
-    serving = build_serving("actor", "causal", server, shared, writer(server))
+    serving = build_serving("actor", "causal", server, shared, engine or writer(server))
     app = serve_role(serving, shared, EngineCollector(serving.pool))
     internal = [guard(shared)]
     app.post("/v1/chat/completions", dependencies=internal, response_model=None)(chat)
     app.post("/v1/chat/completions/batch", dependencies=internal)(chat_batch)
     app.get("/v1/models", dependencies=internal)(list_models)
+    app.get("/v1/models/{model}", dependencies=internal)(get_model)
     return app
 
 
-async def chat(body: ChatRequest, request: Request, response: Response, serving: ServingDep) -> Any:
+async def chat_request(request: Request) -> ChatRequest:
+    return await read_json(request, ChatRequest)
+
+
+async def chat(body: Annotated[ChatRequest, Depends(chat_request)], request: Request, serving: ServingDep) -> Response:
     """Answer one conversation, n times, with `vc-llm` or any version of the store."""
     if body.stream:
         stream = await cancel_on_disconnect(request, open_stream(body, serving))
-        return stream_response(stream, {VERSION_HEADER: stream.head.version})
+        return stream_response(stream, {VERSION_HEADER: stream.head.model}, keep_alive_s=serving.keep_alive_s)
     reply = await cancel_on_disconnect(request, answer(body, serving))
-    response.headers[VERSION_HEADER] = reply.model
-    return reply
+    return Response(reply.model_dump_json(), media_type="application/json", headers={VERSION_HEADER: reply.model})
 
 
 async def chat_batch(
@@ -85,8 +102,18 @@ def list_models(serving: ServingDep) -> ModelList:
         aliases = {}
     if serving.pool.current is not None:
         aliases["current"] = serving.pool.current
-    fixed = [ModelCard(id=ALIGNED_MODEL, parent=serving.pool.current)] if serving.pool.current else []
-    return ModelList(data=[*fixed, *(card(each, aliases, serving) for each in serving.store.manifests("actor"))])
+    cards = [card(each, aliases, serving) for each in serving.store.manifests("actor")]
+    created = next((each.created for each in cards if each.id == serving.pool.current), 0)
+    fixed = ModelCard(id=ALIGNED_MODEL, created=created, parent=serving.pool.current)
+    return ModelList(data=[fixed, *cards] if serving.pool.current else cards)
+
+
+def get_model(model: str, serving: ServingDep) -> ModelCard:
+    """One of the list."""
+    for each in list_models(serving).data:
+        if each.id == model:
+            return each
+    raise no_model(model)
 
 
 def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngine]) -> ModelCard:
@@ -102,47 +129,62 @@ def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngi
 
 async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
     """A whole reply."""
-    sampling, version = sampling_of(body), resolve(body.model, ALIGNED_MODEL)
-    async with serving.door.enter(body.n), serving.pool.use(version) as held:
-        [answers] = await held.model.complete([body.messages], sampling, body.n)
+    async with serving.door.enter(body.n), serving.pool.use(version_named(body.model)) as held:
+        [answers] = await held.model.complete([body.messages], body.sampling, body.n)
     return ChatReply(
         id=new_id(),
         created=int(time.time()),
         model=held.version,
-        choices=[
-            Choice(index=i, message=ChatMessage(role="assistant", content=c.text), finish_reason=c.finish_reason)
-            for i, c in enumerate(answers.completions)
-        ],
+        system_fingerprint=serving.fingerprint(held.version),
+        choices=[choice(index, completion) for index, completion in enumerate(answers.completions)],
         usage=usage_of(answers),
     )
 
 
 async def answer_batch(body: ChatBatchRequest, serving: Serving[LocalEngine]) -> ChatBatchReply:
     cost = len(body.conversations) * body.n
-    async with serving.door.enter(cost), serving.pool.use(resolve(body.model, ALIGNED_MODEL)) as held:
+    async with serving.door.enter(cost), serving.pool.use(version_named(body.model)) as held:
         answers = await held.model.complete(body.conversations, body.sampling, body.n)
     return ChatBatchReply(model=held.version, completions=[each.completions for each in answers])
 
 
 async def open_stream(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatStream:
     """Everything that can be refused is refused here, before the first byte of a stream."""
-    sampling = sampling_of(body)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(serving.door.enter(body.n))
-        held = await stack.enter_async_context(serving.pool.use(resolve(body.model, ALIGNED_MODEL)))
-        generation = await held.model.generate(body.messages, sampling, body.n)
+        held = await stack.enter_async_context(serving.pool.use(version_named(body.model)))
+        generation = await held.model.generate(body.messages, body.sampling, body.n)
         stack.callback(generation.cancel)
-        head = Head(new_id(), int(time.time()), held.version)
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return ChatStream(head, generation, body.n, include_usage, stack.pop_all())
+        return ChatStream(
+            Head(new_id(), int(time.time()), held.version, serving.fingerprint(held.version)),
+            generation,
+            body.n,
+            stack.pop_all(),
+            include_usage=body.stream_options.include_usage,
+            logprobs=body.logprobs,
+        )
 
 
-def sampling_of(body: ChatRequest) -> Sampling:
-    """How the request wants tokens drawn; BadRequest for too many stop strings."""
-    try:
-        return body.sampling
-    except ValidationError as error:
-        raise BadRequest(f"stop: {error.errors()[0]['msg']}.", param="stop") from error
+def version_named(model: str) -> str | None:
+    """None: the current one. NotFound for what cannot be a version's name."""
+    version = resolve(model, ALIGNED_MODEL)
+    if version is None or re.fullmatch(NAME_PATTERN, version):
+        return version
+    raise no_model(model)
+
+
+def no_model(name: str) -> NotFound:
+    return NotFound(f"There is no model '{name}'. See GET /v1/models.", param="model", code="model_not_found")
+
+
+def choice(index: int, completion: Completion) -> Choice:
+    """One answer, as the OpenAI API shows it."""
+    return Choice(
+        index=index,
+        message=ReplyMessage(content=completion.text),
+        logprobs=None if completion.logprobs is None else ChoiceLogprobs(content=completion.logprobs),
+        finish_reason=completion.finish_reason,
+    )
 
 
 def usage_of(answers: Answers) -> Usage:

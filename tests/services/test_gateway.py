@@ -436,7 +436,7 @@ def test_too_many_chats_are_refused_with_a_time(redis_url: str, tmp_path: Path):
     [
         ({}, "messages"),
         (chat_body(temperature=3), "temperature"),
-        (chat_body(logit_bias={"1": 1}), "logit_bias"),
+        (chat_body(frequency_penalty=1), "frequency_penalty"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
     ],
 )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 from fastapi import Depends, FastAPI
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from vcllm.contracts.manifests import Role
+from vcllm.contracts.problems import Problem
 from vcllm.engine.load import Kind, Loaded, Loader
 from vcllm.serving.metrics import VersionCollector
 from vcllm.serving.pool import Closable, VersionPool
@@ -44,6 +46,9 @@ class Serving(Generic[M]):
     pool: VersionPool[M]
     watcher: AliasWatcher
     door: Admission
+    fingerprint: Callable[[str], str | None]
+    """Of a version: tells it from any other of the same name."""
+    keep_alive_s: float
 
 
 def build_serving(
@@ -59,12 +64,13 @@ def build_serving(
     # No patience: the watcher asks again soon anyway, and a model list can do without aliases.
     aliases = AliasStore(open_redis(shared.redis_url, patience=0))
     watcher = AliasWatcher(aliases, role, pool, server.poll_s)
-    return Serving(store, aliases, pool, watcher, Admission(server.max_waiting))
+    fingerprint = cache(partial(_fingerprint, store, role))
+    return Serving(store, aliases, pool, watcher, Admission(server.max_waiting), fingerprint, shared.keep_alive_s)
 
 
 def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) -> FastAPI:
     """An app with health and metrics that follows the alias while it lives."""
-    app = create_service(serving.watcher.role, lifespan=_lifespan(serving))
+    app = create_service(serving.watcher.role, lifespan=_lifespan(serving), body_timeout_s=shared.body_timeout_s)
     registry = CollectorRegistry()
     for collector in (VersionCollector(serving.watcher), *collectors):
         registry.register(collector)
@@ -76,6 +82,14 @@ def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) 
 def guard(shared: Settings) -> Any:
     """The dependency of every route that does work: only services that know the internal token get in."""
     return Depends(internal_only(shared.internal_token))
+
+
+def _fingerprint(store: ModelStore, role: Role, version: str) -> str | None:
+    """None: its folder has been removed while it is served."""
+    try:
+        return f"fp_{store.checksum(role, version)[:12]}"
+    except (Problem, OSError):
+        return None
 
 
 def _lifespan(serving: Serving[Any]) -> Callable[[FastAPI], Any]:
