@@ -64,6 +64,11 @@ class LocalEngine:
         prompts = [prompt_text(self.loaded.tokenizer, conversation) for conversation in conversations]
         return await asyncio.to_thread(score, self.loaded.model, self.loaded.tokenizer, prompts, continuations)
 
+    @property
+    def alive(self) -> bool:
+        """False: its thread has died and nothing it was asked will ever be answered."""
+        return self._closed or self._thread.is_alive()
+
     def close(self) -> None:
         """Stop after the step under way; whatever still runs fails."""
         with self._wake:
