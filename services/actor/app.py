@@ -31,8 +31,8 @@ from vcllm.contracts.problems import BadRequest
 from vcllm.engine.local import LocalEngine
 from vcllm.engine.protocol import Answers
 from vcllm.serving.pool import resolve
-from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
-from vcllm.serving.writers import EngineCollector, writer
+from vcllm.serving.service import QUEUE_HEADER, VERSION_HEADER, Serving, build_serving, guard, serve_role
+from vcllm.serving.writers import EngineCollector, dead, rows, writer
 from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.sse import stream_response
@@ -49,7 +49,7 @@ ServingDep = Annotated[Serving[LocalEngine], Depends(actor_serving)]
 def create_app(server: ActorSettings | None = None, shared: Settings | None = None) -> FastAPI:
     """The Actor as an app; without arguments it is configured by the environment."""
     server, shared = server or ActorSettings(), shared or Settings()
-    serving = build_serving("actor", "causal", server, shared, writer(server))
+    serving = build_serving("actor", "causal", server, shared, writer(server), running=rows, dead=dead)
     app = serve_role(serving, shared, EngineCollector(serving.pool))
     internal = [guard(shared)]
     app.post("/v1/chat/completions", dependencies=internal, response_model=None)(chat)
@@ -63,7 +63,8 @@ async def chat(body: ChatRequest, request: Request, response: Response, serving:
     if body.stream:
         stream = await cancel_on_disconnect(request, open_stream(body, serving))
         return stream_response(stream, {VERSION_HEADER: stream.head.version})
-    reply = await cancel_on_disconnect(request, answer(body, serving))
+    reply, answers = await cancel_on_disconnect(request, answer(body, serving))
+    response.headers[QUEUE_HEADER] = f"{answers.queue_s * 1000:.1f}"
     response.headers[VERSION_HEADER] = reply.model
     return reply
 
@@ -100,12 +101,13 @@ def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngi
     )
 
 
-async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
-    """A whole reply."""
+async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> tuple[ChatReply, Answers]:
+    """A whole reply, and what it was made from."""
     sampling, version = sampling_of(body), resolve(body.model, ALIGNED_MODEL)
-    async with serving.door.enter(body.n), serving.pool.use(version) as held:
+    async with serving.admit([body.messages], sampling.max_tokens, body.n), serving.pool.use(version) as held:
         [answers] = await held.model.complete([body.messages], sampling, body.n)
-    return ChatReply(
+    serving.meter.answered([answers])
+    reply = ChatReply(
         id=new_id(),
         created=int(time.time()),
         model=held.version,
@@ -115,12 +117,15 @@ async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
         ],
         usage=usage_of(answers),
     )
+    return reply, answers
 
 
 async def answer_batch(body: ChatBatchRequest, serving: Serving[LocalEngine]) -> ChatBatchReply:
-    cost = len(body.conversations) * body.n
-    async with serving.door.enter(cost), serving.pool.use(resolve(body.model, ALIGNED_MODEL)) as held:
+    version = resolve(body.model, ALIGNED_MODEL)
+    room = serving.admit(body.conversations, body.sampling.max_tokens, body.n)
+    async with room, serving.pool.use(version) as held:
         answers = await held.model.complete(body.conversations, body.sampling, body.n)
+    serving.meter.answered(answers)
     return ChatBatchReply(model=held.version, completions=[each.completions for each in answers])
 
 
@@ -128,13 +133,16 @@ async def open_stream(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatS
     """Everything that can be refused is refused here, before the first byte of a stream."""
     sampling = sampling_of(body)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serving.door.enter(body.n))
+        room = serving.admit([body.messages], sampling.max_tokens, body.n)
+        entry = await stack.enter_async_context(room)
         held = await stack.enter_async_context(serving.pool.use(resolve(body.model, ALIGNED_MODEL)))
         generation = await held.model.generate(body.messages, sampling, body.n)
         stack.callback(generation.cancel)
+        serving.correct(entry, generation, sampling.max_tokens, body.n)
+        followed = serving.meter.follow(generation, entry.since, body.n)
         head = Head(new_id(), int(time.time()), held.version)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return ChatStream(head, generation, body.n, include_usage, stack.pop_all())
+        return ChatStream(head, followed, body.n, include_usage, stack.pop_all())
 
 
 def sampling_of(body: ChatRequest) -> Sampling:

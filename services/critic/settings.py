@@ -16,3 +16,5 @@ class CriticSettings(ServerSettings):
     port: int = Field(default=8301, ge=0, le=65535)
     max_waiting: int = Field(default=8192, ge=1)
     """Answers to be judged, over all requests."""
+    max_waiting_tokens: int = Field(default=1 << 23, ge=1)
+    """Tokens of their texts."""
