@@ -50,6 +50,14 @@ bench-starter: $(VENV)/.product ## The demo's figures over five seeds, mean and 
 bench-training: $(VENV)/.bench ## Training speed and memory against TRL
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
+.PHONY: soak
+soak: $(VENV)/.dev ## Clients vanish for ten minutes: does the Actor keep anything for them?
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak $(ARGS)
+
+.PHONY: bench-overload
+bench-overload: $(VENV)/.dev ## Four times the load an Actor can carry: goodput, refusals, told waits
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overload $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
 	@$(BIN)/vcllm secrets
