@@ -20,6 +20,7 @@ from vcllm.contracts.problems import NotFound, Problem
 from vcllm.web.app import request_id
 from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
+from vcllm.web.doorkeeper import DEADLINE_HEADER
 from vcllm.web.problems import UpstreamFailed, problem_of
 from vcllm.web.replicas import Exchange
 from vcllm.web.sse import stream_response
@@ -38,7 +39,7 @@ async def chat(request: Request, key: Chatter, state: State) -> Response:
     async with AsyncExitStack() as held:
         await held.enter_async_context(state.door.enter())
         sent = time.perf_counter()
-        exchange = await cancel_on_disconnect(request, _ask(state, wanted))
+        exchange = await cancel_on_disconnect(request, _ask(state, wanted, request.headers.get(DEADLINE_HEADER)))
         held.push_async_callback(exchange.aclose)
         if exchange.response.status_code != 200:
             raise await cancel_on_disconnect(request, _refusal(exchange))
@@ -90,10 +91,12 @@ async def _check_model(model: str, key: KeyRecord, state: GatewayState) -> None:
         )
 
 
-async def _ask(state: GatewayState, wanted: ChatRequest) -> Exchange:
+async def _ask(state: GatewayState, wanted: ChatRequest, deadline_ms: str | None) -> Exchange:
     """What was checked is what is sent: written anew, so that no two parsers can differ about it."""
     content = wanted.model_dump_json(exclude_unset=True).encode()
     headers = {"content-type": "application/json", "x-request-id": request_id.get()}
+    if deadline_ms is not None:
+        headers[DEADLINE_HEADER] = deadline_ms
     try:
         return await state.actors.send("POST", "/v1/chat/completions", content=content, headers=headers)
     except httpx.TimeoutException as error:

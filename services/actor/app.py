@@ -35,8 +35,8 @@ from vcllm.engine.load import Loaded
 from vcllm.engine.local import LocalEngine
 from vcllm.engine.protocol import Answers
 from vcllm.serving.pool import resolve
-from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
-from vcllm.serving.writers import EngineCollector, writer
+from vcllm.serving.service import QUEUE_HEADER, VERSION_HEADER, Serving, build_serving, guard, serve_role
+from vcllm.serving.writers import EngineCollector, dead, rows, writer
 from vcllm.settings import Settings
 from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
@@ -62,7 +62,7 @@ def create_app(
     engine: makes of a loaded version what answers; None: one with the server's limits.
     """
     server, shared = server or ActorSettings(), shared or Settings()
-    serving = build_serving("actor", "causal", server, shared, engine or writer(server))
+    serving = build_serving("actor", "causal", server, shared, engine or writer(server), running=rows, dead=dead)
     app = serve_role(serving, shared, EngineCollector(serving.pool))
     internal = [guard(shared)]
     app.post("/v1/chat/completions", dependencies=internal, response_model=None)(chat)
@@ -81,8 +81,9 @@ async def chat(body: Annotated[ChatRequest, Depends(chat_request)], request: Req
     if body.stream:
         stream = await cancel_on_disconnect(request, open_stream(body, serving))
         return stream_response(stream, {VERSION_HEADER: stream.head.model}, keep_alive_s=serving.keep_alive_s)
-    reply = await cancel_on_disconnect(request, answer(body, serving))
-    return Response(reply.model_dump_json(), media_type="application/json", headers={VERSION_HEADER: reply.model})
+    reply, answers = await cancel_on_disconnect(request, answer(body, serving))
+    headers = {VERSION_HEADER: reply.model, QUEUE_HEADER: f"{answers.queue_s * 1000:.1f}"}
+    return Response(reply.model_dump_json(), media_type="application/json", headers=headers)
 
 
 async def chat_batch(
@@ -127,11 +128,13 @@ def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngi
     )
 
 
-async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
-    """A whole reply."""
-    async with serving.door.enter(body.n), serving.pool.use(version_named(body.model)) as held:
-        [answers] = await held.model.complete([body.messages], body.sampling, body.n)
-    return ChatReply(
+async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> tuple[ChatReply, Answers]:
+    """A whole reply, and what it was made from."""
+    sampling, version = body.sampling, version_named(body.model)
+    async with serving.admit([body.messages], sampling.max_tokens, body.n), serving.pool.use(version) as held:
+        [answers] = await held.model.complete([body.messages], sampling, body.n)
+    serving.meter.answered([answers])
+    reply = ChatReply(
         id=new_id(),
         created=int(time.time()),
         model=held.version,
@@ -139,25 +142,30 @@ async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
         choices=[choice(index, completion) for index, completion in enumerate(answers.completions)],
         usage=usage_of(answers),
     )
+    return reply, answers
 
 
 async def answer_batch(body: ChatBatchRequest, serving: Serving[LocalEngine]) -> ChatBatchReply:
-    cost = len(body.conversations) * body.n
-    async with serving.door.enter(cost), serving.pool.use(version_named(body.model)) as held:
+    version = version_named(body.model)
+    room = serving.admit(body.conversations, body.sampling.max_tokens, body.n)
+    async with room, serving.pool.use(version) as held:
         answers = await held.model.complete(body.conversations, body.sampling, body.n)
+    serving.meter.answered(answers)
     return ChatBatchReply(model=held.version, completions=[each.completions for each in answers])
 
 
 async def open_stream(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatStream:
     """Everything that can be refused is refused here, before the first byte of a stream."""
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serving.door.enter(body.n))
+        sampling = body.sampling
+        entry = await stack.enter_async_context(serving.admit([body.messages], sampling.max_tokens, body.n))
         held = await stack.enter_async_context(serving.pool.use(version_named(body.model)))
-        generation = await held.model.generate(body.messages, body.sampling, body.n)
+        generation = await held.model.generate(body.messages, sampling, body.n)
         stack.callback(generation.cancel)
+        serving.correct(entry, generation, sampling.max_tokens, body.n)
         return ChatStream(
             Head(new_id(), int(time.time()), held.version, serving.fingerprint(held.version)),
-            generation,
+            serving.meter.follow(generation, entry.since, body.n),
             body.n,
             stack.pop_all(),
             include_usage=body.stream_options.include_usage,

@@ -12,7 +12,7 @@ from vcllm.contracts.attacks import Attack, AttackGoal, AttackReply, AttackReque
 from vcllm.contracts.chat import ChatMessage, Completion, Sampling
 from vcllm.engine.local import LocalEngine
 from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
-from vcllm.serving.writers import EngineCollector, writer
+from vcllm.serving.writers import EngineCollector, dead, rows, writer
 from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 
@@ -28,7 +28,7 @@ ServingDep = Annotated[Serving[LocalEngine], Depends(attacker_serving)]
 def create_app(server: AttackerSettings | None = None, shared: Settings | None = None) -> FastAPI:
     """The Attacker as an app; without arguments it is configured by the environment."""
     server, shared = server or AttackerSettings(), shared or Settings()
-    serving = build_serving("attacker", "causal", server, shared, writer(server))
+    serving = build_serving("attacker", "causal", server, shared, writer(server), running=rows, dead=dead)
     app = serve_role(serving, shared, EngineCollector(serving.pool))
     app.post("/v1/attacks", dependencies=[guard(shared)])(attack)
     return app
@@ -44,8 +44,9 @@ async def attack(body: AttackRequest, request: Request, response: Response, serv
 async def write_attacks(body: AttackRequest, serving: Serving[LocalEngine]) -> AttackReply:
     conversations = [[ChatMessage(role="user", content=attack_prompt(goal))] for goal in body.goals]
     sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
-    async with serving.door.enter(len(conversations)), serving.pool.use(body.model) as held:
+    async with serving.admit(conversations, body.max_tokens), serving.pool.use(body.model) as held:
         answers = await held.model.complete(conversations, sampling)
+    serving.meter.answered(answers)
     attacks = [to_attack(goal, each.completions[0]) for goal, each in zip(body.goals, answers, strict=True)]
     return AttackReply(attacks=attacks, attacker_version=held.version)
 

@@ -10,6 +10,7 @@ from services.critic.backends import Backends
 from services.critic.critic import Critic
 from services.critic.settings import CriticSettings
 from vcllm.contracts.critiques import ComparisonReply, ComparisonRequest, CritiqueReply, CritiqueRequest
+from vcllm.serving.costs import text_tokens
 from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
 from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
@@ -50,12 +51,14 @@ async def compare(
 
 
 async def judge(body: CritiqueRequest, serving: Serving[Critic]) -> CritiqueReply:
-    async with serving.door.enter(len(body.items)), serving.pool.use(body.model) as held:
+    tokens = text_tokens(text for item in body.items for text in (item.query, item.response))
+    async with serving.door.enter(len(body.items), tokens), serving.pool.use(body.model) as held:
         critiques = await held.model.critique(body.items)
     return CritiqueReply(critiques=critiques, critic_version=held.version)
 
 
 async def judge_both(body: ComparisonRequest, serving: Serving[Critic]) -> ComparisonReply:
-    async with serving.door.enter(2 * len(body.items)), serving.pool.use(body.model) as held:
+    tokens = text_tokens(text for item in body.items for text in (item.query, item.first, item.query, item.second))
+    async with serving.door.enter(2 * len(body.items), tokens), serving.pool.use(body.model) as held:
         comparisons = await held.model.compare(body.items)
     return ComparisonReply(comparisons=comparisons, critic_version=held.version)

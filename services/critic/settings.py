@@ -27,3 +27,5 @@ class CriticSettings(ServerSettings):
     guard_unsafe: list[str] = Field(default=["Safety: Unsafe"], min_length=1)
     guard_threshold: float = Field(default=0.5, gt=0, le=1)
     """Probability of the unsafe labels from which on the guard vetoes."""
+    max_waiting_tokens: int = Field(default=1 << 23, ge=1)
+    """Tokens of their texts."""

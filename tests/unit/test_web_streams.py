@@ -220,7 +220,7 @@ def test_a_piece_larger_than_the_door_enters_alone():
 
     async def run() -> None:
         door = Admission(2)
-        async with door.enter(cost=5):
+        async with door.enter(answers=5):
             with pytest.raises(Overloaded):
                 async with door.enter():
                     raise AssertionError("there was no room")
@@ -233,7 +233,7 @@ def test_the_wait_is_computed_from_the_measured_rate():
 
     async def run() -> None:
         clock = Clock()
-        door = Admission(1, clock)
+        door = Admission(1, clock=clock)
         for _ in range(4):
             async with door.enter():
                 clock.now += 2
@@ -243,7 +243,7 @@ def test_the_wait_is_computed_from_the_measured_rate():
                 async with door.enter():
                     raise AssertionError("there was no room")
             assert refused.value.retry_after_s == pytest.approx(2)
-            assert door.wait_s(cost=1) == pytest.approx(2)
+            assert door.wait_s(answers=1) == pytest.approx(2)
 
     asyncio.run(run())
 

@@ -88,3 +88,11 @@ class Unavailable(Problem):
     status = 503
     type = "service_unavailable"
     code = "unavailable"
+
+
+class DeadlineExceeded(Problem):
+    """The client said how long it would wait, and that was over before the answer was there."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"

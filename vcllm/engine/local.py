@@ -77,6 +77,11 @@ class LocalEngine:
         scores = iter(scoring.scores)
         return [[next(scores) for _ in own] for own in items]
 
+    @property
+    def alive(self) -> bool:
+        """False: its thread has died and nothing it was asked will ever be answered."""
+        return self._closed or self._thread.is_alive()
+
     def close(self) -> None:
         """Stop after the step under way; whatever still runs fails."""
         with self._wake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,8 @@ class Request:
     """Somebody waits for this very answer, perhaps watching it grow: it is admitted before bulk work."""
     owner: Any = None
     """Whoever wants the tokens; the engine only hands it back."""
+    begun: float | None = None
+    """When it left the line, by `time.monotonic`; None: it still stands there."""
 
     @property
     def length(self) -> int:
@@ -105,7 +108,9 @@ class Waiting:
 
     def pop(self) -> Request:
         """Take out what `first` just showed."""
-        return (self._urgent or self._bulk).popleft()
+        request = (self._urgent or self._bulk).popleft()
+        request.begun = time.monotonic()
+        return request
 
     def clear(self) -> list[Request]:
         requests = [*self._urgent, *self._bulk]

@@ -7,6 +7,7 @@ on this side, so the thread never touches text.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -33,6 +34,7 @@ class LocalGeneration:
         self.loop = asyncio.get_running_loop()
         self.request: Request
         """Set by the engine before anything can arrive."""
+        self._made = time.monotonic()
         self._handed_over = [0] * n
         """Tokens of each answer that have crossed; only the engine's thread counts here."""
         self._arrivals: asyncio.Queue[list[Arrival] | Exception] = asyncio.Queue()
@@ -43,6 +45,10 @@ class LocalGeneration:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt)
+
+    @property
+    def queue_s(self) -> float:
+        return self.request.begun - self._made if self.request.begun is not None else 0.0
 
     def cancel(self) -> None:
         """Let go of it: its rows are gone before the next step."""
@@ -155,7 +161,8 @@ async def gather(generation: LocalGeneration, n: int) -> Answers:
     async for delta in generation:
         pieces[delta.index].append(delta)
     told = generation.sampling.logprobs is not None
-    return Answers(generation.num_prompt_tokens, [_completion(each, told) for each in pieces])
+    completions = [_completion(each, told) for each in pieces]
+    return Answers(generation.num_prompt_tokens, completions, generation.queue_s)
 
 
 def _completion(pieces: list[Delta], told: bool) -> Completion:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
@@ -13,26 +13,35 @@ from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import Role
 from vcllm.contracts.problems import Problem
 from vcllm.engine.load import Kind, Loaded, Loader
-from vcllm.serving.metrics import VersionCollector
+from vcllm.engine.protocol import Generation
+from vcllm.serving.costs import answer_tokens
+from vcllm.serving.metrics import DoorCollector, Meter, VersionCollector
 from vcllm.serving.pool import Closable, VersionPool
-from vcllm.serving.settings import ServerSettings
+from vcllm.serving.settings import ServerSettings, WriterSettings
 from vcllm.serving.versions import VersionOpener
 from vcllm.serving.watcher import AliasWatcher
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
 from vcllm.stores.models import ModelStore
-from vcllm.web.admission import Admission
-from vcllm.web.app import create_service
+from vcllm.web.admission import Admission, Entry
+from vcllm.web.app import Service, create_service
 from vcllm.web.auth import internal_only
+from vcllm.web.doorkeeper import Doorkeeper
 from vcllm.web.health import add_health
 from vcllm.web.metrics import add_metrics
 
 VERSION_HEADER = "x-vc-version"
 """Names the exact version that made a reply."""
+QUEUE_HEADER = "x-vc-queue-ms"
+"""How long a whole answer waited before work on it began."""
+STARTING = "The first version is being looked for."
+ENGINE_DEAD = "The engine of a loaded version has died. Start this server again."
+ENDING = "This server is shutting down."
 
 M = TypeVar("M", bound=Closable)
 
@@ -49,14 +58,50 @@ class Serving(Generic[M]):
     fingerprint: Callable[[str], str | None]
     """Of a version: tells it from any other of the same name."""
     keep_alive_s: float
+    meter: Meter
+    dead: Callable[[M], bool]
+    """Whether a loaded version will never answer again."""
+    default_max_tokens: int
+    """Of an answer whose request names no limit."""
+
+    def admit(
+        self, conversations: Sequence[Sequence[ChatMessage]], max_tokens: int | None, n: int = 1
+    ) -> AbstractAsyncContextManager[Entry]:
+        """Hold room for n answers to each conversation; Overloaded when there is none."""
+        tokens = answer_tokens(conversations, max_tokens or self.default_max_tokens, n)
+        return self.door.enter(len(conversations) * n, tokens)
+
+    def correct(self, entry: Entry, generation: Generation, max_tokens: int | None, n: int) -> None:
+        """Replace the guess by what the engine has counted, where it has."""
+        if generation.num_prompt_tokens:
+            entry.correct(n * (generation.num_prompt_tokens + (max_tokens or self.default_max_tokens)))
+
+    @property
+    def broken(self) -> str | None:
+        """Why this process can never be well again; None: it can."""
+        return ENGINE_DEAD if any(self.dead(held.model) for held in self.pool.held) else None
+
+    @property
+    def starting(self) -> str | None:
+        """Why it is not yet known what this server can serve; None: it is known."""
+        known = self.pool.current is not None or self.watcher.looked
+        return None if known else self.watcher.missing if not self.watcher.reachable else STARTING
 
 
 def build_serving(
-    role: Role, kind: Kind | None, server: ServerSettings, shared: Settings, wrap: Callable[[Loaded], M]
+    role: Role,
+    kind: Kind | None,
+    server: ServerSettings,
+    shared: Settings,
+    wrap: Callable[[Loaded], M],
+    *,
+    running: Callable[[VersionPool[M]], int] = lambda _: 0,
+    dead: Callable[[M], bool] = lambda _: False,
 ) -> Serving[M]:
     """Connect the parts; nothing is opened yet. `wrap` makes of a loaded model what the routes use.
 
     kind: of every version; None: each version's configuration says.
+    running: how many answers are being worked on; dead: whether a loaded version will never answer again.
     """
     store = ModelStore(shared.models)
     opener = VersionOpener(store, role, Loader(kind, device=server.device, dtype=server.dtype))
@@ -64,17 +109,31 @@ def build_serving(
     # No patience: the watcher asks again soon anyway, and a model list can do without aliases.
     aliases = AliasStore(open_redis(shared.redis_url, patience=0))
     watcher = AliasWatcher(aliases, role, pool, server.poll_s)
-    fingerprint = cache(partial(_fingerprint, store, role))
-    return Serving(store, aliases, pool, watcher, Admission(server.max_waiting), fingerprint, shared.keep_alive_s)
+    door = Admission(server.max_waiting, server.max_waiting_tokens, running=lambda: running(pool))
+    default_max_tokens = server.default_max_tokens if isinstance(server, WriterSettings) else 0
+    fingerprint, keep_alive_s = cache(partial(_fingerprint, store, role)), shared.keep_alive_s
+    return Serving(store, aliases, pool, watcher, door, fingerprint, keep_alive_s, Meter(), dead, default_max_tokens)
 
 
 def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) -> FastAPI:
-    """An app with health and metrics that follows the alias while it lives."""
+    """An app with a guarded door, health and metrics, that follows the alias while it lives.
+
+    Its `state.keeper` is the doorkeeper, for whoever ends the server.
+    """
     app = create_service(serving.watcher.role, lifespan=_lifespan(serving), body_timeout_s=shared.body_timeout_s)
+    assert isinstance(app, Service), "the doorkeeper stands outside everything"
+    app.state.keeper = keeper = Doorkeeper(serving.door, app.routes)
+    app.layers.append(keeper.guard)
     registry = CollectorRegistry()
-    for collector in (VersionCollector(serving.watcher), *collectors):
+    versions = VersionCollector(serving.watcher, serving.store)
+    for collector in (versions, DoorCollector(keeper), serving.meter, *collectors):
         registry.register(collector)
-    add_health(app, ready=lambda: serving.watcher.missing)
+    add_health(
+        app,
+        ready=lambda: ENDING if keeper.draining else serving.broken or serving.watcher.missing,
+        started=lambda: serving.starting,
+        live=lambda: serving.broken,
+    )
     add_metrics(app, registry, dependencies=[guard(shared)])
     return app
 

@@ -22,12 +22,16 @@ class ServerSettings(BaseSettings):
     """CPU threads of the model's arithmetic; None: torch decides."""
     max_waiting: int = Field(default=2048, ge=1)
     """Answers waiting or running, over all requests; more are refused with 429."""
+    max_waiting_tokens: int = Field(default=1 << 21, ge=1)
+    """Tokens these answers may come to have, prompts included; more are refused with 429."""
     max_loaded: int = Field(default=3, ge=1)
     """Versions kept in memory, the current one included; one more while versions change."""
     poll_s: float = Field(default=0.5, gt=0)
     """How often the aliases are looked at."""
     drain_s: float = Field(default=30.0, ge=0)
     """How long running requests may take to finish after SIGTERM."""
+    drain_pause_s: float = Field(default=0.5, ge=0)
+    """How long the port stays open after SIGTERM, so that balancers see it is not ready; part of `drain_s`."""
 
 
 class WriterSettings(ServerSettings):

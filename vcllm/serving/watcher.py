@@ -38,6 +38,8 @@ class AliasWatcher:
         self.num_refused = 0
         self.reachable = True
         """Whether Redis answered last time."""
+        self.looked = False
+        """Whether the first look has ended: what can be served is known."""
         self._retry_at = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{role}-aliases", daemon=True)
@@ -68,6 +70,7 @@ class AliasWatcher:
         self.reachable = True
         if named is not None and named != self.pool.current and not self._too_soon(named):
             self._switch(named)
+        self.looked = True
         self.pool.trim()
 
     def _run(self) -> None:

@@ -35,6 +35,16 @@ def writer(server: WriterSettings) -> Callable[[Loaded], LocalEngine]:
     return make
 
 
+def rows(pool: VersionPool[LocalEngine]) -> int:
+    """Answers being written, by all versions together."""
+    return sum(len(held.model.batch.rows) for held in pool.held)
+
+
+def dead(engine: LocalEngine) -> bool:
+    """Whether it will never answer again."""
+    return not engine.alive
+
+
 class EngineCollector(Collector):
     """Reads the engines when asked."""
 

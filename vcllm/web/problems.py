@@ -10,6 +10,7 @@ from typing import Any
 from vcllm.contracts.problems import (
     BadRequest,
     Conflict,
+    DeadlineExceeded,
     Forbidden,
     NotFound,
     Overloaded,
@@ -28,7 +29,8 @@ class UpstreamFailed(Problem):
 
 
 _BY_STATUS: dict[int, type[Problem]] = {
-    kind.status: kind for kind in (Unauthenticated, Forbidden, NotFound, Conflict, Overloaded, Unavailable)
+    kind.status: kind
+    for kind in (Unauthenticated, Forbidden, NotFound, Conflict, Overloaded, Unavailable, DeadlineExceeded)
 }
 
 
