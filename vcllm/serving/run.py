@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import sys
@@ -44,6 +45,8 @@ def run_server(server_settings: type[S], create_app: Callable[[S, Settings], Fas
     transformers_logging.disable_progress_bar()
     if server.threads:
         torch.set_num_threads(server.threads)
+    gc.freeze()  # what is here now stays: no collection needs to look at it
+    gc.enable()
     config = uvicorn.Config(
         create_app(server, shared),
         log_config=None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from fastapi import Depends, FastAPI
@@ -19,10 +21,12 @@ from vcllm.serving.pool import Closable, VersionPool
 from vcllm.serving.settings import ServerSettings
 from vcllm.serving.versions import VersionOpener
 from vcllm.serving.watcher import AliasWatcher
+from vcllm.serving.writers import cache_bytes
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
 from vcllm.stores.models import ModelStore
+from vcllm.stores.servers import ServerStore
 from vcllm.web.admission import Admission
 from vcllm.web.app import create_service
 from vcllm.web.auth import internal_only
@@ -51,11 +55,26 @@ def build_serving(
 ) -> Serving[M]:
     """Connect the parts; nothing is opened yet. `wrap` makes of a loaded model what the routes use."""
     store = ModelStore(shared.models)
-    opener = VersionOpener(store, role, Loader(kind, device=server.device, dtype=server.dtype))
-    pool = VersionPool[M](lambda version: wrap(opener.open(version)), server.max_loaded)
+    opener = VersionOpener(
+        store,
+        role,
+        Loader(kind, device=server.device, dtype=server.dtype),
+        wrap,
+        cache_bytes=partial(cache_bytes, server),
+        reserve=int(server.memory_reserve_gib * 2**30),
+    )
+    pool = VersionPool[M](opener, server.max_loaded, server.load_s)
     # No patience: the watcher asks again soon anyway, and a model list can do without aliases.
     aliases = AliasStore(open_redis(shared.redis_url, patience=0))
-    watcher = AliasWatcher(aliases, role, pool, server.poll_s)
+    watcher = AliasWatcher(
+        aliases,
+        role,
+        pool,
+        server.poll_s,
+        memory_wait_s=server.memory_wait_s,
+        server=f"{socket.gethostname()}:{server.port}",
+        report=ServerStore(aliases.redis).put,
+    )
     return Serving(store, aliases, pool, watcher, Admission(server.max_waiting))
 
 
