@@ -94,7 +94,7 @@ class Backends:
         role = next((role for role in ROLES if name.startswith(f"{role}/")), None)
         try:
             if role is not None and store.has(role, version := name.removeprefix(f"{role}/")):
-                return VersionOpener(store, role, loader).open(version)
+                return VersionOpener(store, role, loader, lambda loaded: loaded).open(version)
             return loader.load(name)
         except (Refused, Unsafe, OSError, ValueError, KeyError, RuntimeError) as error:
             raise Refused(f"CRITIC_GUARD={name} cannot be used: {error}") from error

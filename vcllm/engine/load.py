@@ -15,9 +15,9 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
-from huggingface_hub import snapshot_download
-from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from vcllm.engine.footprint import tensor_shapes, weight_bytes
 
 Kind = Literal["causal", "classifier"]
 NOUNS: dict[Kind, str] = {"causal": "a language model", "classifier": "a classifier"}
@@ -34,7 +34,10 @@ FORBIDDEN = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"}
 """Formats that can run code when loaded."""
 DATA_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """All that is ever fetched from a hub."""
-CONFIGS = {"config.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json"}
+CODE_KEYS = {"auto_map"}
+"""Settings that name code to import, wherever they stand in a configuration."""
+KERNEL_KEYS = {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
+"""Settings that may name a kernel of a hub (`owner/name`), which is code as well."""
 LARGEST_CONTEXT = 1 << 20
 """For models that name no limit."""
 
@@ -71,18 +74,20 @@ class Loader:
     def load(self, source: str | Path, *, base: str | Path | None = None) -> Loaded:
         """A local folder or hub id; with `base`, an adapter for it.
 
-        Unsafe, OSError if unreadable, ValueError if it is not of the loader's kind.
+        Unsafe; OSError or ValueError if it cannot be read or is not of the loader's kind.
         """
         folder = fetch(source)
         base = None if base is None else fetch(base)
         kind = self._kind(folder)
         with self._lock:
             shared = None if base is None else self._base(kind, base, folder)
-        model = self._full(kind, folder) if shared is None else self._adapted(shared, folder)
+        model = self._complete(kind, folder) if shared is None else self._adapted(shared, folder)
         has_own = base is None or (folder / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder if has_own else base, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder if has_own else base, trust_remote_code=False, local_files_only=True
+        )
         prepare(model, tokenizer)
-        return Loaded(model, tokenizer, context_of(model), kind, shared)
+        return Loaded(model, tokenizer, context_of(model.config), kind, shared)
 
     def _kind(self, folder: Path) -> Kind:
         found = kind_of(folder) or self.kind
@@ -92,30 +97,72 @@ class Loader:
             raise ValueError(f"{folder.name} holds {NOUNS[found]}; needed is {NOUNS[self.kind or found]}")
         return found
 
-    def _full(self, kind: Kind, folder: Path, config: Any = None) -> Any:
-        auto = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
-        model: Any = auto.from_pretrained(
+    def holds(self, base: Path, adapter: Path) -> bool:
+        """Whether the base is in memory already, as this adapter needs it."""
+        return self._bases.get(base_key(self._kind(adapter), base, adapter)) is not None
+
+    def weight_bytes(self, source: str | Path, *, base: str | Path | None = None) -> int:
+        """What loading this would add to the memory in use; nothing is loaded to find out."""
+        folder = fetch(source)
+        own = weight_bytes(folder, self.dtype)
+        shared = None if base is None else fetch(base)
+        if shared is None or self.holds(shared, folder):
+            return own
+        return own + weight_bytes(shared, self.dtype)
+
+    def config(self, source: str | Path, *, base: str | Path | None = None) -> Any:
+        """The architecture of what `load` would give."""
+        folder = fetch(source)
+        inherited = base is not None and not (folder / "config.json").is_file()
+        return read_config(fetch(base) if inherited else folder)  # type: ignore[arg-type]
+
+    def _complete(self, kind: Kind, folder: Path) -> Any:
+        """ValueError where tensors are missing, which would otherwise be made up at random."""
+        model, info = self._full(kind, folder)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{folder.name} has no {enumerated(missing)}; its weights are not complete")
+        return model
+
+    def _full(self, kind: Kind, folder: Path, config: Any = None) -> tuple[Any, dict[str, Any]]:
+        auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForSequenceClassification
+        model, info = auto.from_pretrained(
             folder,
             config=config,
             dtype=self.dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
-        return model.to(self.device).eval()
+        return model.to(self.device).eval(), info
 
     def _base(self, kind: Kind, folder: Path, adapter: Path) -> Any:
-        own = adapter / "config.json"  # a classifier's adapter brings its classes here
-        key = (kind, str(folder.resolve()), own.read_text() if own.is_file() else "")
+        key = base_key(kind, folder, adapter)
         base = self._bases.get(key)
         if base is None:
-            config = AutoConfig.from_pretrained(adapter, trust_remote_code=False) if own.is_file() else None
-            base = self._bases[key] = self._full(kind, folder, config)
+            own = (adapter / "config.json").is_file()  # a classifier's head is missing here: its adapter brings it
+            base = self._full(kind, folder, read_config(adapter))[0] if own else self._complete(kind, folder)
+            self._bases[key] = base
         return base
 
     def _adapted(self, base: Any, adapter: Path) -> Any:
-        model: Any = PeftModel.from_pretrained(with_shared_weights(base), str(adapter))
+        from peft import PeftModel, get_peft_model_state_dict  # a second to import, and most versions need none of it
+
+        model: Any = PeftModel.from_pretrained(with_shared_weights(base), str(adapter), local_files_only=True)
+        found = {name for file in adapter.glob("*.safetensors") for name in tensor_shapes(file)}
+        if missing := sorted(set(get_peft_model_state_dict(model)) - found):
+            raise ValueError(f"{adapter.name} has no {enumerated(missing)}; its weights are not complete")
         return model.to(self.device, self.dtype).eval()
+
+
+def base_key(kind: Kind, folder: Path, adapter: Path) -> tuple[str, str, str]:
+    """What two adapters share a base by: its kind and folder, and the classes that a classifier's adapter brings."""
+    own = adapter / "config.json"
+    return kind, str(folder.resolve()), own.read_text() if own.is_file() else ""
+
+
+def read_config(folder: Path) -> Any:
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def pick_dtype(device: torch.device, name: DtypeName) -> torch.dtype:
@@ -132,6 +179,8 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
     """
     folder = Path(source)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=DATA_FILES))
     refuse_code(folder)
     return folder
@@ -142,17 +191,45 @@ def refuse_code(folder: Path) -> None:
     found = sorted(file.name for file in folder.rglob("*") if file.suffix in FORBIDDEN)
     if found:
         raise Unsafe(f"{folder.name} holds {', '.join(found)}; only safetensors weights are opened")
-    for file in folder.rglob("*.json"):
-        if file.name in CONFIGS and "auto_map" in json.loads(file.read_text()):
-            raise Unsafe(f"{folder.name}/{file.name} asks for code of its own (auto_map), which is never run")
+    for file in sorted(folder.rglob("*.json")):
+        if "config" in file.name:  # of models, tokenizers, processors, adapters; others may have any word as a key
+            refuse_named_code(read_json(file), f"{folder.name}/{file.relative_to(folder)}")
+
+
+def refuse_named_code(setting: Any, where: str) -> None:
+    """Unsafe where code is named, at any depth: configurations hold those of their parts."""
+    if isinstance(setting, list):
+        for each in setting:
+            refuse_named_code(each, where)
+    elif isinstance(setting, dict):
+        for key, value in setting.items():
+            if key in CODE_KEYS and value:
+                raise Unsafe(f"{where} asks for code of its own ({key}), which is never run")
+            if key in KERNEL_KEYS and "/" in str(value):
+                raise Unsafe(f"{where} asks for a kernel from a hub ({key}), which is never run")
+            refuse_named_code(value, where)
+
+
+def read_json(file: Path) -> Any:
+    """ValueError, with the file's name, when it is not JSON."""
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not JSON: {error}") from error
+
+
+def enumerated(names: list[str], most: int = 3) -> str:
+    """The first few of them."""
+    more = f" and {len(names) - most} more tensors" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def kind_of(folder: Path) -> Kind | None:
     """What the configuration says: an adapter's task, else the name of the model's class. None: neither says it."""
     adapter, config = folder / "adapter_config.json", folder / "config.json"
     if adapter.is_file():
-        return KIND_OF_TASK.get(json.loads(adapter.read_text()).get("task_type"))
-    names = json.loads(config.read_text()).get("architectures") if config.is_file() else None
+        return KIND_OF_TASK.get(read_json(adapter).get("task_type"))
+    names = read_json(config).get("architectures") if config.is_file() else None
     endings = [kind for name in names or [] for ending, kind in KIND_OF_CLASS.items() if name.endswith(ending)]
     return endings[0] if endings else None
 
@@ -172,6 +249,6 @@ def prepare(model: Any, tokenizer: Any) -> None:
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def context_of(model: Any) -> int:
-    """Tokens the model can place."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or LARGEST_CONTEXT)
+def context_of(config: Any) -> int:
+    """Tokens a model of this architecture can place."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or LARGEST_CONTEXT)

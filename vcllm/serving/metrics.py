@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 
 from vcllm.engine.protocol import Answers, Delta, Generation
 from vcllm.serving.watcher import AliasWatcher
-from vcllm.stores.models import ModelStore
 from vcllm.web.doorkeeper import Doorkeeper
 from vcllm.web.metrics import Tally
 
@@ -117,27 +116,29 @@ class DoorCollector(Collector):
 class VersionCollector(Collector):
     """Reads the pool when asked, so nothing here can go stale."""
 
-    def __init__(self, watcher: AliasWatcher, store: ModelStore) -> None:
+    def __init__(self, watcher: AliasWatcher) -> None:
         self.watcher = watcher
-        self.store = store
-        self._checksums: dict[str, str] = {}
-        """Of manifests, which never change."""
 
     def collect(self) -> Iterator[Metric]:
-        role, pool, labels = self.watcher.role, self.watcher.pool, ("role", "version")
+        role, held, current = self.watcher.role, self.watcher.pool.held, self.watcher.pool.current
+        labels = ("role", "version")
         loaded = GaugeMetricFamily("vc_loaded_version", "1: the current version; 0: another.", labels=labels)
-        for held in pool.held:
-            loaded.add_metric((role, held.version), float(held.version == pool.current))
-        yield loaded
-        info = GaugeMetricFamily("vc_version_info", "The current version.", labels=(*labels, "sha"))
-        if (current := pool.current) is not None:
-            info.add_metric((role, current, self._checksum(current)), 1.0)
-        yield info
-        refused = CounterMetricFamily("vc_versions_refused", "Failed checks of versions.", labels=("role",))
+        info = GaugeMetricFamily("vc_version_info", "1: the version served now.", labels=(*labels, "sha"))
+        for each in held:
+            loaded.add_metric((role, each.version), float(each.version == current))
+            if each.version == current:
+                info.add_metric((role, each.version, each.checksum), 1.0)
+        yield from (loaded, info)
+        yield from self._changes(role)
+
+    def _changes(self, role: str) -> Iterator[Metric]:
+        pending, labels = self.watcher.pending, ("role",)
+        text = "1: a version was named current and is being loaded, waits for memory, or is refused."
+        waiting = GaugeMetricFamily("vc_version_pending", text, labels=("role", "version", "state"))
+        if pending is not None:
+            state = "refused" if pending.refused else "waiting" if pending.reason else "loading"
+            waiting.add_metric((role, pending.version, state), 1.0)
+        yield waiting
+        refused = CounterMetricFamily("vc_versions_refused", "Failed checks of versions.", labels=labels)
         refused.add_metric((role,), self.watcher.num_refused)
         yield refused
-
-    def _checksum(self, version: str) -> str:
-        if version not in self._checksums:
-            self._checksums = {version: self.store.checksum(self.watcher.role, version)}
-        return self._checksums[version]

@@ -64,6 +64,7 @@ def run_server(server_settings: type[S], create_app: Callable[[S, Settings], Fas
         timeout_graceful_shutdown=math.ceil(server.drain_s + LAST_WORDS_S),
     )
     gc.freeze()  # what the imports made stays for ever; looking through it again stops every stream for 0.3 s
+    gc.enable()
     DrainingServer(config, app.state.keeper, server.drain_s, server.drain_pause_s).run(sockets=[listening])
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from vcllm.serving.pool import Closable, VersionPool
 from vcllm.serving.settings import ServerSettings, WriterSettings
 from vcllm.serving.versions import VersionOpener
 from vcllm.serving.watcher import AliasWatcher
+from vcllm.serving.writers import cache_bytes
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
 from vcllm.stores.models import ModelStore
+from vcllm.stores.servers import ServerStore
 from vcllm.web.admission import Admission, Entry
 from vcllm.web.app import Service, create_service
 from vcllm.web.auth import internal_only
@@ -104,15 +107,32 @@ def build_serving(
     running: how many answers are being worked on; dead: whether a loaded version will never answer again.
     """
     store = ModelStore(shared.models)
-    opener = VersionOpener(store, role, Loader(kind, device=server.device, dtype=server.dtype))
-    pool = VersionPool[M](lambda version: wrap(opener.open(version)), server.max_loaded)
+    opener = VersionOpener(
+        store,
+        role,
+        Loader(kind, device=server.device, dtype=server.dtype),
+        wrap,
+        cache_bytes=partial(cache_bytes, server),
+        reserve=int(server.memory_reserve_gib * 2**30),
+    )
+    pool = VersionPool[M](opener, server.max_loaded, server.load_s)
     # No patience: the watcher asks again soon anyway, and a model list can do without aliases.
     aliases = AliasStore(open_redis(shared.redis_url, patience=0))
-    watcher = AliasWatcher(aliases, role, pool, server.poll_s)
+    meter = Meter()
+    watcher = AliasWatcher(
+        aliases,
+        role,
+        pool,
+        server.poll_s,
+        memory_wait_s=server.memory_wait_s,
+        server=f"{socket.gethostname()}:{server.port}",
+        switched=meter.swap.observe,
+        report=ServerStore(aliases.redis).put,
+    )
     door = Admission(server.max_waiting, server.max_waiting_tokens, running=lambda: running(pool))
     default_max_tokens = server.default_max_tokens if isinstance(server, WriterSettings) else 0
     fingerprint, keep_alive_s = cache(partial(_fingerprint, store, role)), shared.keep_alive_s
-    return Serving(store, aliases, pool, watcher, door, fingerprint, keep_alive_s, Meter(), dead, default_max_tokens)
+    return Serving(store, aliases, pool, watcher, door, fingerprint, keep_alive_s, meter, dead, default_max_tokens)
 
 
 def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) -> FastAPI:
@@ -125,7 +145,7 @@ def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) 
     app.state.keeper = keeper = Doorkeeper(serving.door, app.routes)
     app.layers.append(keeper.guard)
     registry = CollectorRegistry()
-    versions = VersionCollector(serving.watcher, serving.store)
+    versions = VersionCollector(serving.watcher)
     for collector in (versions, DoorCollector(keeper), serving.meter, *collectors):
         registry.register(collector)
     add_health(

@@ -26,6 +26,12 @@ class ServerSettings(BaseSettings):
     """Tokens these answers may come to have, prompts included; more are refused with 429."""
     max_loaded: int = Field(default=3, ge=1)
     """Versions kept in memory, the current one included; one more while versions change."""
+    memory_reserve_gib: float = Field(default=0.5, ge=0)
+    """Memory that stays free beside a version being loaded; less than that, and the load waits."""
+    memory_wait_s: float = Field(default=300.0, ge=0)
+    """How long a promoted version waits for memory before it counts as refused."""
+    load_s: float = Field(default=600.0, gt=0)
+    """A version that takes longer to load is refused."""
     poll_s: float = Field(default=0.5, gt=0)
     """How often the aliases are looked at."""
     drain_s: float = Field(default=30.0, ge=0)

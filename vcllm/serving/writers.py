@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vcllm.engine.cache import bytes_per_token
-from vcllm.engine.load import Loaded
+from vcllm.engine.load import Loaded, context_of
 from vcllm.engine.local import LocalEngine
 from vcllm.engine.prefill import Limits
 from vcllm.serving.pool import VersionPool
-from vcllm.serving.settings import WriterSettings
+from vcllm.serving.settings import ServerSettings, WriterSettings
+
+
+def cache_bytes(server: ServerSettings, config: Any, dtype: torch.dtype) -> int:
+    """What the keys and values of one version may grow to; 0 on a server whose model writes nothing."""
+    if not isinstance(server, WriterSettings):
+        return 0
+    full = server.max_rows * context_of(config) * bytes_per_token(config.get_text_config(), dtype)
+    return min(int(server.cache_gib * 2**30), full)
+
 
 PREFIX_SHARE = 8
 """One part in so many of a cache's memory keeps what prompts begin with."""
