@@ -50,6 +50,10 @@ bench-starter: $(VENV)/.product ## The demo's figures over five seeds, mean and 
 bench-training: $(VENV)/.bench ## Training speed and memory against TRL
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
+.PHONY: bench-serving
+bench-serving: $(VENV)/.bench ## Serving speed against transformers serve and vLLM
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
 	@$(BIN)/vcllm secrets
