@@ -62,6 +62,10 @@ soak: $(VENV)/.dev ## Clients vanish for ten minutes: does the Actor keep anythi
 bench-overload: $(VENV)/.dev ## Four times the load an Actor can carry: goodput, refusals, told waits
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overload $(ARGS)
 
+.PHONY: bench-serving
+bench-serving: $(VENV)/.bench ## Serving speed against transformers serve and vLLM
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
 	@$(BIN)/vcllm secrets
