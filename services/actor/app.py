@@ -43,7 +43,7 @@ from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.sse import stream_response
 
 
-def actor_serving(request: Request) -> Serving[LocalEngine]:
+async def actor_serving(request: Request) -> Serving[LocalEngine]:
     serving: Serving[LocalEngine] = request.state.serving
     return serving
 

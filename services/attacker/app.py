@@ -17,7 +17,7 @@ from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 
 
-def attacker_serving(request: Request) -> Serving[LocalEngine]:
+async def attacker_serving(request: Request) -> Serving[LocalEngine]:
     serving: Serving[LocalEngine] = request.state.serving
     return serving
 
