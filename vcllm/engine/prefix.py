@@ -37,16 +37,16 @@ class PrefixCache:
 
     def find(self, prompt: Sequence[int]) -> list[Block]:
         """The blocks the prompt begins with; they never cover its last token, which has to be read."""
-        known = list(takewhile(self._blocks.__contains__, keys_of(prompt)))
+        known = list(takewhile(self._blocks.__contains__, self._keys(prompt)))
         for key in reversed(known):
             self._blocks.move_to_end(key)
         self.num_hits += len(known) * BLOCK
         return [self._blocks[key] for key in known]
 
     def missing(self, prompt: Sequence[int]) -> tuple[int, Key | None]:
-        """How many tokens would have to be read, and the first block that is not here; None: all whole ones are."""
+        """How many tokens would have to be read, and the first block that will come from reading it; None: none will."""
         known = 0
-        for key in keys_of(prompt):
+        for key in self._keys(prompt):
             if key not in self._blocks:
                 return len(prompt) - known, key
             known += BLOCK
@@ -54,13 +54,16 @@ class PrefixCache:
 
     def keep(self, prompt: Sequence[int], cache: SlotCache, row: int) -> None:
         """Remember a prompt that has been read into this row of a cache, or as much of it as there is room for."""
-        keys = list(islice(keys_of(prompt), self.max_tokens // BLOCK))
-        for number, key in reversed(list(enumerate(keys))):
+        for number, key in reversed(list(enumerate(self._keys(prompt)))):
             if key not in self._blocks:
                 self._blocks[key] = cache.read(row, slice(number * BLOCK, (number + 1) * BLOCK))
             self._blocks.move_to_end(key)
         while len(self) > self.max_tokens:
             self._blocks.popitem(last=False)
+
+    def _keys(self, prompt: Sequence[int]) -> Iterator[Key]:
+        """Of the blocks that may ever be here."""
+        return islice(keys_of(prompt), self.max_tokens // BLOCK)
 
 
 def keys_of(prompt: Sequence[int]) -> Iterator[Key]:
