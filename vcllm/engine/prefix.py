@@ -44,7 +44,7 @@ class PrefixCache:
         return [self._blocks[key] for key in known]
 
     def missing(self, prompt: Sequence[int]) -> tuple[int, Key | None]:
-        """How many tokens would have to be read, and the first block that will come from reading it; None: none will."""
+        """How many tokens would have to be read, and the first block that reading them brings; None: it brings none."""
         known = 0
         for key in self._keys(prompt):
             if key not in self._blocks:
