@@ -229,7 +229,7 @@ class Completion(Contract):
     finish_reason: FinishReason
     num_tokens: int
     logprobs: list[ChosenLogprob] | None = None
-    """One per token whose text is told; None: not asked for."""
+    """One per token, but for those that a stop string has cut off; None: not asked for."""
 
 
 class ChatBatchReply(Contract):

@@ -12,7 +12,8 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vcllm.engine.cache import SlotCache
@@ -27,6 +28,12 @@ log = logging.getLogger(__name__)
 
 ROPE_KINDS = {"default", "linear", "llama3", "yarn"}
 """Rotations whose angles depend on the position alone."""
+ROPE_SETTINGS = {
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "attention_factor"),
+    *("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    *("original_max_position_embeddings", "max_position_embeddings"),
+}
+"""What those rotations are made of; any other setting may change attention at positions that no trial reaches."""
 TRIAL_TOKENS = 12
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """By how much the trial's logits may differ, as a share of the largest."""
@@ -43,6 +50,8 @@ class Decoder:
     def __init__(self, model: Any, *, own: bool) -> None:
         """own: nothing else uses the model from now on, so its weights may be moved; it can no longer be called."""
         body, config = model.model, model.config.get_text_config()
+        if type(body.embed_tokens) is not nn.Embedding:
+            raise TypeError(f"{type(body.embed_tokens).__name__} is no plain embedding")
         self.masks = Masks(config, model.dtype)
         self.embedding_VE: Tensor = body.embed_tokens.weight.detach()
         self.head = _head(model, own=own)
@@ -146,21 +155,27 @@ def forward_of(model: Any, *, own: bool = False) -> Forward:
     own: as for `Decoder`; the logits are compared before any weight is moved.
     """
     usual = ModelForward(model)
+    parts = model.get_base_model() if isinstance(model, PeftModel) else model
     try:
-        fast: Forward | None = Decoder(model, own=False) if _depends_on_position_alone(model) else None
-        if fast is not None and not _same(fast, usual, model):
-            fast = None
-    except (AttributeError, TypeError, ValueError, RuntimeError) as reason:
-        log.info("%s runs by its own code: %s.", type(model).__name__, reason)
-        fast = None
-    if fast is None:
+        _check_rotation(model)
+        fast = Decoder(parts, own=False)
+        if not _same(fast, usual, model):
+            raise ValueError("its logits are others than the decoder's")
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as reason:
+        log.info("%s runs by its own code: %s.", type(parts).__name__, reason)
         return usual
-    return Decoder(model, own=True) if own else fast
+    if not own:
+        return fast
+    del fast  # it would keep every weight in memory while the new layouts are made
+    return Decoder(parts, own=True)
 
 
-def _depends_on_position_alone(model: Any) -> bool:
-    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    return parameters.get("rope_type", "default") in ROPE_KINDS
+def _check_rotation(model: Any) -> None:
+    """ValueError where angles may depend on more than the position."""
+    settings = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kind, unknown = settings.get("rope_type", "default"), settings.keys() - ROPE_SETTINGS
+    if kind not in ROPE_KINDS or unknown:
+        raise ValueError(f"rotation of kind {kind} with {', '.join(sorted(unknown)) or 'the usual settings'}")
 
 
 @torch.inference_mode()

@@ -56,6 +56,7 @@ class Adapted:
         self.parts = [
             (module.lora_A[name].weight, module.lora_B[name].weight * module.scaling[name])
             for name in module.active_adapters
+            if name in module.lora_A
         ]
 
     def __call__(self, x_NI: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def _as_it_is(module: Any) -> Linear:
     if not hasattr(module, "lora_A"):
         module = _checked(module)
         return Plain(module.weight.detach(), module.bias)
-    if module.merged or any(module.use_dora.values()):
+    if module.merged or module.lora_variant:
         raise TypeError("an adapter of another kind than plain LoRA")
     return Adapted(_as_it_is(module.base_layer), module)
 

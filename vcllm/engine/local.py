@@ -92,6 +92,7 @@ class LocalEngine:
     async def _begin(
         self, conversations: Sequence[Conversation], sampling: Sampling, n: int, *, eager: bool
     ) -> list[LocalGeneration]:
+        self._check_bias(sampling)
         generations = []
         for i, prompt in enumerate(await self._prompts(conversations)):
             generation = LocalGeneration(self.loaded.tokenizer, sampling, n, eager=eager)
@@ -135,6 +136,15 @@ class LocalEngine:
                 code="context_length_exceeded",
             )
         return items
+
+    def _check_bias(self, sampling: Sampling) -> None:
+        size = self.loaded.model.config.get_text_config().vocab_size
+        unknown = sorted(token for token in sampling.logit_bias if not 0 <= token < size)
+        if unknown:
+            raise BadRequest(
+                f"logit_bias names token {unknown[0]}, but this model's tokens are 0 to {size - 1}. Leave it out.",
+                param="logit_bias",
+            )
 
     def _max_tokens(self, num_prompt_tokens: int, n: int, asked: int | None) -> int:
         """What was asked for, which must fit; the default is cut to what fits."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from typing import Any
 
 from vcllm.contracts.chat import ChosenLogprob, TokenLogprob
@@ -11,29 +11,25 @@ from vcllm.engine.text import REPLACEMENT
 
 
 class Logprobs:
-    """Of one answer. Tokens come in before their text is certain and go out with it."""
+    """Of one answer. Tokens come in before their text is certain and go out when its beginning does."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._waiting: list[ChosenLogprob] = []
+        self._waiting: deque[tuple[int, ChosenLogprob]] = deque()
+        """Each with the place in the answer where its text begins."""
 
-    def push(self, tokens: Sequence[int], reports: Sequence[TokenReport]) -> None:
-        """reports: none, where the request asks for nothing."""
-        for token, (logprob, likeliest) in zip(tokens, reports, strict=bool(reports)):
-            alternatives = [self._entry(*each) for each in likeliest]
-            self._waiting.append(ChosenLogprob(**dict(self._entry(token, logprob)), top_logprobs=alternatives))
+    def push(self, token: int, report: TokenReport, start: int) -> None:
+        """start: characters before the token's text."""
+        logprob, likeliest = report
+        alternatives = [self._entry(*each) for each in likeliest]
+        entry = ChosenLogprob(**dict(self._entry(token, logprob)), top_logprobs=alternatives)
+        self._waiting.append((start, entry))
 
-    def take(self, piece: str, *, last: bool) -> list[ChosenLogprob]:
-        """Those behind this piece of text; with the last piece, tokens that a stop string has cut off are left out."""
-        if not self._waiting or not (piece or last):
-            return []
-        room, taken = len(piece), 0
-        for entry in self._waiting:
-            if room <= 0:
-                break
-            room -= len(entry.token) if entry.bytes is not None else 0
-            taken += 1
-        told, self._waiting = self._waiting[:taken], [] if last else self._waiting[taken:]
+    def take(self, num_told: int | None) -> list[ChosenLogprob]:
+        """Those whose text begins within the first `num_told` characters of the answer; None: all."""
+        told = []
+        while self._waiting and (num_told is None or self._waiting[0][0] < num_told):
+            told.append(self._waiting.popleft()[1])
         return told
 
     def _entry(self, token: int, logprob: float) -> TokenLogprob:

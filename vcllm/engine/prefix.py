@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
 
 from vcllm.engine.cache import Block, SlotCache
 
@@ -28,7 +29,7 @@ class PrefixCache:
         self.num_hits = 0
         """Tokens that did not have to be read."""
         self._blocks: OrderedDict[Key, Block] = OrderedDict()
-        """Least recently used first."""
+        """Least recently used first, and a prompt's end before its beginning, without which nobody would find it."""
 
     def __len__(self) -> int:
         """Tokens held."""
@@ -36,34 +37,33 @@ class PrefixCache:
 
     def find(self, prompt: Sequence[int]) -> list[Block]:
         """The blocks the prompt begins with; they never cover its last token, which has to be read."""
-        found = []
-        for key in keys_of(prompt):
-            block = self._blocks.get(key)
-            if block is None:
-                break
+        known = list(takewhile(self._blocks.__contains__, self._keys(prompt)))
+        for key in reversed(known):
             self._blocks.move_to_end(key)
-            found.append(block)
-        self.num_hits += len(found) * BLOCK
-        return found
+        self.num_hits += len(known) * BLOCK
+        return [self._blocks[key] for key in known]
 
     def missing(self, prompt: Sequence[int]) -> tuple[int, Key | None]:
-        """How many tokens would have to be read, and the first block that is not here; None: all whole ones are."""
+        """How many tokens would have to be read, and the first block that reading them brings; None: it brings none."""
         known = 0
-        for key in keys_of(prompt):
+        for key in self._keys(prompt):
             if key not in self._blocks:
                 return len(prompt) - known, key
             known += BLOCK
         return len(prompt) - known, None
 
     def keep(self, prompt: Sequence[int], cache: SlotCache, row: int) -> None:
-        """Remember a prompt that has been read into this row of a cache."""
-        for number, key in enumerate(keys_of(prompt)):
-            if key in self._blocks:
-                continue
-            here = slice(number * BLOCK, (number + 1) * BLOCK)
-            self._blocks[key] = cache.read(row, here)
+        """Remember a prompt that has been read into this row of a cache, or as much of it as there is room for."""
+        for number, key in reversed(list(enumerate(self._keys(prompt)))):
+            if key not in self._blocks:
+                self._blocks[key] = cache.read(row, slice(number * BLOCK, (number + 1) * BLOCK))
+            self._blocks.move_to_end(key)
         while len(self) > self.max_tokens:
             self._blocks.popitem(last=False)
+
+    def _keys(self, prompt: Sequence[int]) -> Iterator[Key]:
+        """Of the blocks that may ever be here."""
+        return islice(keys_of(prompt), self.max_tokens // BLOCK)
 
 
 def keys_of(prompt: Sequence[int]) -> Iterator[Key]:

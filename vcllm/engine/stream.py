@@ -37,10 +37,15 @@ class LocalGeneration:
         self._made = time.monotonic()
         self._handed_over = [0] * n
         """Tokens of each answer that have crossed; only the engine's thread counts here."""
-        self._arrivals: asyncio.Queue[list[Arrival] | Exception] = asyncio.Queue()
+        self._arrived: dict[int, Arrival] = {}
+        """By answer, what has come since the task last looked: one that is late has the less to do for each token."""
+        self._failure: Exception | None = None
+        self._news = asyncio.Event()
         self._texts = [TextStream(tokenizer, sampling.stop) for _ in range(n)]
         self._logprobs = [Logprobs(tokenizer) for _ in range(n)]
         self._num_tokens = [0] * n
+        self._num_told = [0] * n
+        """Characters of each answer that have been handed on."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -58,10 +63,10 @@ class LocalGeneration:
     async def __aiter__(self) -> AsyncIterator[Delta]:
         unfinished = set(range(len(self._texts)))
         while unfinished:
-            arrivals = await self._arrivals.get()
-            if isinstance(arrivals, Exception):
-                raise arrivals
-            for index, tokens, reports, finish in arrivals:
+            await self._news.wait()
+            self._news.clear()
+            arrived, self._arrived = self._arrived, {}
+            for index, tokens, reports, finish in arrived.values():
                 if index not in unfinished:
                     continue  # written before the engine heard of the stop string
                 delta = self._delta(index, tokens, reports, finish)
@@ -69,6 +74,8 @@ class LocalGeneration:
                     unfinished.remove(index)
                 if delta.text or delta.finish_reason:
                     yield delta
+            if self._failure and unfinished and not self._arrived:
+                raise self._failure
 
     def take(self, row: Row) -> Arrival:
         """In the engine's thread: what has not crossed yet."""
@@ -78,17 +85,29 @@ class LocalGeneration:
 
     def deliver(self, arrivals: list[Arrival] | Exception) -> None:
         """In the event loop."""
-        self._arrivals.put_nowait(arrivals)
+        if isinstance(arrivals, Exception):
+            self._failure = arrivals
+        else:
+            for index, tokens, reports, finish in arrivals:
+                _, before, told_before, _ = self._arrived.get(index, (index, [], [], None))
+                self._arrived[index] = index, before + tokens, told_before + reports, finish
+        self._news.set()
 
     def _delta(self, index: int, tokens: list[int], reports: list[TokenReport], finish: FinishReason | None) -> Delta:
         text, logprobs = self._texts[index], self._logprobs[index]
         self._num_tokens[index] += len(tokens)
-        piece = text.push(tokens, last=finish is not None)
-        logprobs.push(tokens, reports)
+        piece = ""
+        for token, told in zip(tokens, reports, strict=bool(reports)):  # one by one: where does its text begin?
+            logprobs.push(token, told, text.num_settled)
+            piece += text.push([token])
+        piece += text.push([] if reports else tokens, last=finish is not None)
+        self._num_told[index] += len(piece)
         if text.stopped:
             self.request.sequences[index].cancelled = True
             finish = "stop"
-        return Delta(index, piece, finish, self._num_tokens[index], logprobs.take(piece, last=finish is not None))
+        complete = finish is not None and not text.stopped
+        told_logprobs = logprobs.take(None if complete else self._num_told[index])
+        return Delta(index, piece, finish, self._num_tokens[index], told_logprobs)
 
 
 class ScoringDone:

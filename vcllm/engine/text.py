@@ -22,6 +22,8 @@ class TextStream:
         self.stops = [stop for stop in stops if stop]
         self.stopped = False
         """A stop string was met; the rest of the answer is not wanted."""
+        self.num_settled = 0
+        """Characters the tokens have become, whether handed on or held back."""
         self._tokens: list[int] = []
         self._start = 0
         self._told = 0
@@ -45,6 +47,7 @@ class TextStream:
         settled = text.rstrip(REPLACEMENT)
         new = settled[self._told :]
         self._told = max(self._told, len(settled))
+        self.num_settled += len(new)
         if settled == text and len(self._tokens) - self._start > WINDOW:
             self._slide()
         return new
