@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 
 from tests.fakes import tiny_causal, tiny_classifier, tiny_tokenizer
+from vcllm.engine import precision
 from vcllm.engine.engine import greedy_texts
 from vcllm.engine.load import Loader, Unsafe
 from vcllm.engine.scoring import class_probabilities
@@ -160,3 +161,17 @@ def test_a_base_is_forgotten_with_its_last_adapter(folder: Path, tokenizer: Any,
     gc.collect()
 
     assert base() is None
+
+
+@pytest.mark.parametrize(
+    ("native", "size", "expected"), [(True, 0, "bfloat16"), (True, 1, "float32"), (False, 0, "float32")]
+)
+def test_a_cpu_computes_large_models_in_bfloat16_where_it_can(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, native: bool, size: int, expected: str
+) -> None:
+    """Small ones stay exact; an adapter is computed as its base."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
+    monkeypatch.setattr(precision, "SMALL", size << 30)
+
+    assert Loader("causal").dtype(folder) == getattr(torch, expected)
+    assert Loader("causal", dtype="float32").dtype(folder) == torch.float32

@@ -18,10 +18,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from vcllm.engine.footprint import tensor_shapes, weight_bytes
+from vcllm.engine.precision import DtypeName, pick_dtype
 
 Kind = Literal["causal", "classifier"]
 NOUNS: dict[Kind, str] = {"causal": "a language model", "classifier": "a classifier"}
-DtypeName = Literal["auto", "float32", "bfloat16"]
 
 KIND_OF_TASK: dict[str, Kind] = {"CAUSAL_LM": "causal", "SEQ_CLS": "classifier"}
 KIND_OF_CLASS: dict[str, Kind] = {
@@ -66,7 +66,7 @@ class Loader:
         """kind: what is opened, and nothing else; None: whatever a folder says it holds."""
         self.kind = kind
         self.device = torch.device(device)
-        self.dtype = pick_dtype(self.device, dtype)
+        self._dtype: DtypeName = dtype
         self._bases: WeakValueDictionary[tuple[str, str, str], Any] = WeakValueDictionary()
         """Each lives as long as an adapter on it."""
         self._lock = threading.Lock()
@@ -104,11 +104,16 @@ class Loader:
     def weight_bytes(self, source: str | Path, *, base: str | Path | None = None) -> int:
         """What loading this would add to the memory in use; nothing is loaded to find out."""
         folder = fetch(source)
-        own = weight_bytes(folder, self.dtype)
         shared = None if base is None else fetch(base)
+        dtype = self.dtype(folder, base=shared)
+        own = weight_bytes(folder, dtype)
         if shared is None or self.holds(shared, folder):
             return own
-        return own + weight_bytes(shared, self.dtype)
+        return own + weight_bytes(shared, dtype)
+
+    def dtype(self, source: str | Path, *, base: str | Path | None = None) -> torch.dtype:
+        """In which it would be computed; an adapter as its base."""
+        return pick_dtype(self.device, self._dtype, fetch(source if base is None else base))
 
     def config(self, source: str | Path, *, base: str | Path | None = None) -> Any:
         """The architecture of what `load` would give."""
@@ -128,7 +133,7 @@ class Loader:
         model, info = auto.from_pretrained(
             folder,
             config=config,
-            dtype=self.dtype,
+            dtype=self.dtype(folder),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -152,7 +157,7 @@ class Loader:
         found = {name for file in adapter.glob("*.safetensors") for name in tensor_shapes(file)}
         if missing := sorted(set(get_peft_model_state_dict(model)) - found):
             raise ValueError(f"{adapter.name} has no {enumerated(missing)}; its weights are not complete")
-        return model.to(self.device, self.dtype).eval()
+        return model.to(self.device, base.dtype).eval()
 
 
 def base_key(kind: Kind, folder: Path, adapter: Path) -> tuple[str, str, str]:
@@ -163,13 +168,6 @@ def base_key(kind: Kind, folder: Path, adapter: Path) -> tuple[str, str, str]:
 
 def read_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-
-
-def pick_dtype(device: torch.device, name: DtypeName) -> torch.dtype:
-    """`auto`: float32 on a CPU, bfloat16 on an accelerator."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def fetch(source: str | Path, revision: str | None = None) -> Path:

@@ -17,7 +17,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(ge=0, le=65535)
     device: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: float32 on a CPU, bfloat16 on an accelerator."""
+    """`auto`: bfloat16 on accelerators, and for larger models on CPUs that multiply it natively; float32 otherwise."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the model's arithmetic; None: torch decides."""
     max_waiting: int = Field(default=2048, ge=1)

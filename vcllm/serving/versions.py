@@ -97,7 +97,8 @@ class VersionOpener(Generic[M]):
         """Bytes of weights, and of a full cache."""
         manifest = self.store.inspect(self.role, version)
         folder, base = self.store.path(self.role, version), self._base(manifest, verify=False)
-        cache = self.cache_bytes(self.loader.config(folder, base=base), self.loader.dtype)
+        dtype = self.loader.dtype(folder, base=base)
+        cache = self.cache_bytes(self.loader.config(folder, base=base), dtype)
         return self.loader.weight_bytes(folder, base=base), cache
 
     def _base(self, manifest: Manifest, *, verify: bool) -> str | Path | None:

@@ -19,11 +19,11 @@ from vcllm.contracts.critiques import SCORE_PREFIX, SCORED
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import CriticStage, StageOrder
 from vcllm.engine.load import fetch, prepare
+from vcllm.engine.precision import has_bfloat16
 from vcllm.engine.prompts import stop_ids
 from vcllm.stores.models import ModelStore
 from vcllm.training import scratch
 from vcllm.training.encode import criteria_of
-from vcllm.training.parallel import has_bfloat16
 from vcllm.training.templates import give_template
 
 

@@ -27,18 +27,11 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from vcllm.contracts.problems import BadRequest
+from vcllm.engine.precision import has_bfloat16
 
 Track = Callable[[dict[str, float], int], None]
 
 SHARDED = (DistributedType.FSDP,)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16; where it does not, emulation is five times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 class Parallel:

@@ -1,0 +1,33 @@
+"""In which floating point a model is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vcllm.engine.footprint import weight_bytes
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+SMALL = 128 << 20
+"""Bytes of float32 weights up to which a CPU gains little from bfloat16, and exact results are worth more."""
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16; where it does not, emulation is several times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def pick_dtype(device: torch.device, name: DtypeName, weights: Path) -> torch.dtype:
+    """For the model in a folder. `auto`: bfloat16 on accelerators, and for larger models on CPUs that multiply it."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type != "cpu":
+        return torch.bfloat16
+    large = weight_bytes(weights, torch.float32) > SMALL
+    return torch.bfloat16 if large and has_bfloat16(device) else torch.float32
