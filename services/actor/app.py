@@ -28,29 +28,28 @@ from vcllm.contracts.chat import (
 )
 from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.problems import BadRequest
-from vcllm.engine.local import LocalEngine
-from vcllm.engine.protocol import Answers
+from vcllm.engine.protocol import Answers, Engine
 from vcllm.serving.pool import resolve
-from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
-from vcllm.serving.writers import EngineCollector, writer
+from vcllm.serving.service import VERSION_HEADER, Serving, guard, serve_role
+from vcllm.serving.writing import build_writer
 from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.sse import stream_response
 
 
-def actor_serving(request: Request) -> Serving[LocalEngine]:
-    serving: Serving[LocalEngine] = request.state.serving
+def actor_serving(request: Request) -> Serving[Engine]:
+    serving: Serving[Engine] = request.state.serving
     return serving
 
 
-ServingDep = Annotated[Serving[LocalEngine], Depends(actor_serving)]
+ServingDep = Annotated[Serving[Engine], Depends(actor_serving)]
 
 
 def create_app(server: ActorSettings | None = None, shared: Settings | None = None) -> FastAPI:
     """The Actor as an app; without arguments it is configured by the environment."""
     server, shared = server or ActorSettings(), shared or Settings()
-    serving = build_serving("actor", "causal", server, shared, writer(server))
-    app = serve_role(serving, shared, EngineCollector(serving.pool))
+    serving, collectors = build_writer("actor", server, shared)
+    app = serve_role(serving, shared, *collectors)
     internal = [guard(shared)]
     app.post("/v1/chat/completions", dependencies=internal, response_model=None)(chat)
     app.post("/v1/chat/completions/batch", dependencies=internal)(chat_batch)
@@ -89,7 +88,7 @@ def list_models(serving: ServingDep) -> ModelList:
     return ModelList(data=[*fixed, *(card(each, aliases, serving) for each in serving.store.manifests("actor"))])
 
 
-def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngine]) -> ModelCard:
+def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[Engine]) -> ModelCard:
     """One version, with the aliases that point at it."""
     return ModelCard(
         id=manifest.name,
@@ -100,7 +99,7 @@ def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngi
     )
 
 
-async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
+async def answer(body: ChatRequest, serving: Serving[Engine]) -> ChatReply:
     """A whole reply."""
     sampling, version = sampling_of(body), resolve(body.model, ALIGNED_MODEL)
     async with serving.door.enter(body.n), serving.pool.use(version) as held:
@@ -117,14 +116,14 @@ async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatReply:
     )
 
 
-async def answer_batch(body: ChatBatchRequest, serving: Serving[LocalEngine]) -> ChatBatchReply:
+async def answer_batch(body: ChatBatchRequest, serving: Serving[Engine]) -> ChatBatchReply:
     cost = len(body.conversations) * body.n
     async with serving.door.enter(cost), serving.pool.use(resolve(body.model, ALIGNED_MODEL)) as held:
         answers = await held.model.complete(body.conversations, body.sampling, body.n)
     return ChatBatchReply(model=held.version, completions=[each.completions for each in answers])
 
 
-async def open_stream(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatStream:
+async def open_stream(body: ChatRequest, serving: Serving[Engine]) -> ChatStream:
     """Everything that can be refused is refused here, before the first byte of a stream."""
     sampling = sampling_of(body)
     async with AsyncExitStack() as stack:

@@ -7,7 +7,6 @@ of versions, manifests or hashes: whoever names a folder has checked it.
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,15 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from vcllm.engine.unsafe import refuse_code
+
 Kind = Literal["causal", "classifier"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
-FORBIDDEN = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"}
-"""Formats that can run code when loaded."""
 DATA_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """All that is ever fetched from a hub."""
-CONFIGS = {"config.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json"}
 LARGEST_CONTEXT = 1 << 20
 """For models that name no limit."""
-
-
-class Unsafe(Exception):
-    """The folder holds, or asks for, something that could run code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +107,6 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=DATA_FILES))
     refuse_code(folder)
     return folder
-
-
-def refuse_code(folder: Path) -> None:
-    """Unsafe for pickles, for Python files, and for a configuration that names code to import."""
-    found = sorted(file.name for file in folder.rglob("*") if file.suffix in FORBIDDEN)
-    if found:
-        raise Unsafe(f"{folder.name} holds {', '.join(found)}; only safetensors weights are opened")
-    for file in folder.rglob("*.json"):
-        if file.name in CONFIGS and "auto_map" in json.loads(file.read_text()):
-            raise Unsafe(f"{folder.name}/{file.name} asks for code of its own (auto_map), which is never run")
 
 
 def with_shared_weights(model: Any) -> Any:

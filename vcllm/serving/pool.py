@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from vcllm.contracts.problems import Overloaded, Unavailable
-from vcllm.serving.versions import Refused
+from vcllm.serving.proof import Refused
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
-from transformers.utils import logging as transformers_logging
 
-from vcllm.serving.settings import ServerSettings
+from vcllm.serving.settings import ServerSettings, WriterSettings
 from vcllm.settings import Settings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -35,15 +33,14 @@ def run_server(server_settings: type[S], create_app: Callable[[S, Settings], Fas
     """
     try:
         server, shared = read_settings(server_settings)
-        check_device(server)
+        if not has_upstream(server):
+            prepare_device(server)
         listening = listen(server)
     except CannotStart as sentence:
         print(sentence, file=sys.stderr)
         return 1
     logging.basicConfig(level=shared.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
-    transformers_logging.disable_progress_bar()
-    if server.threads:
-        torch.set_num_threads(server.threads)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every call
     config = uvicorn.Config(
         create_app(server, shared),
         log_config=None,
@@ -69,13 +66,24 @@ def read_settings(server_settings: type[S]) -> tuple[S, Settings]:
     return server, shared
 
 
-def check_device(server: ServerSettings) -> None:
-    """Find out now, not when the first version is loaded."""
+def has_upstream(server: ServerSettings) -> bool:
+    """Whether the model runs elsewhere, so that nothing here needs torch."""
+    return isinstance(server, WriterSettings) and bool(server.upstream_url)
+
+
+def prepare_device(server: ServerSettings) -> None:
+    """Find out now, not when the first version is loaded, whether the device can be used."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
     try:
         torch.empty(0, device=server.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CannotStart(f"{variable_of(type(server), 'device')}={server.device} cannot be used: {reason}") from error
+    if server.threads:
+        torch.set_num_threads(server.threads)
+    transformers_logging.disable_progress_bar()
 
 
 def listen(server: ServerSettings) -> socket.socket:

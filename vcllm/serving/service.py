@@ -6,19 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from vcllm.contracts.manifests import Role
-from vcllm.engine.load import Kind, Loaded, Loader
 from vcllm.serving.metrics import VersionCollector
 from vcllm.serving.pool import Closable, VersionPool
 from vcllm.serving.settings import ServerSettings
-from vcllm.serving.versions import VersionOpener
-from vcllm.serving.watcher import AliasWatcher
+from vcllm.serving.watcher import Aliases, AliasWatcher
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
@@ -28,6 +26,9 @@ from vcllm.web.app import create_service
 from vcllm.web.auth import internal_only
 from vcllm.web.health import add_health
 from vcllm.web.metrics import add_metrics
+
+if TYPE_CHECKING:
+    from vcllm.engine.load import Kind, Loaded
 
 VERSION_HEADER = "x-vc-version"
 """Names the exact version that made a reply."""
@@ -50,12 +51,27 @@ def build_serving(
     role: Role, kind: Kind, server: ServerSettings, shared: Settings, wrap: Callable[[Loaded], M]
 ) -> Serving[M]:
     """Connect the parts; nothing is opened yet. `wrap` makes of a loaded model what the routes use."""
+    from vcllm.engine.load import Loader  # these bring torch, which a role with an upstream does without
+    from vcllm.serving.versions import VersionOpener
+
     store = ModelStore(shared.models)
     opener = VersionOpener(store, role, Loader(kind, device=server.device, dtype=server.dtype))
-    pool = VersionPool[M](lambda version: wrap(opener.open(version)), server.max_loaded)
+    return follow(role, server, shared, store, lambda version: wrap(opener.open(version)))
+
+
+def follow(
+    role: Role,
+    server: ServerSettings,
+    shared: Settings,
+    store: ModelStore,
+    open_version: Callable[[str], M],
+    current: Aliases | None = None,
+) -> Serving[M]:
+    """The same for versions that are opened in any way. current: None: what Redis says is current."""
+    pool = VersionPool[M](open_version, server.max_loaded)
     # No patience: the watcher asks again soon anyway, and a model list can do without aliases.
     aliases = AliasStore(open_redis(shared.redis_url, patience=0))
-    watcher = AliasWatcher(aliases, role, pool, server.poll_s)
+    watcher = AliasWatcher(current or aliases, role, pool, server.poll_s)
     return Serving(store, aliases, pool, watcher, Admission(server.max_waiting))
 
 

@@ -8,17 +8,12 @@ from pathlib import Path
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import ROLES, Manifest, Probe, Role
 from vcllm.engine.engine import greedy_texts
-from vcllm.engine.load import Loaded, Loader, Unsafe
+from vcllm.engine.load import Loaded, Loader
 from vcllm.engine.prompts import encode, prompt_text
 from vcllm.engine.scoring import largest_gap
+from vcllm.engine.unsafe import Unsafe
+from vcllm.serving.proof import NEAR_TIE, Refused
 from vcllm.stores.models import Damaged, ModelStore
-
-NEAR_TIE = 0.5
-"""Logits by which arithmetic in another precision, or on another device, may lead to another greedy text."""
-
-
-class Refused(Exception):
-    """A version that must not be served, and why."""
 
 
 class VersionOpener:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
 from vcllm.contracts.manifests import Role
 from vcllm.contracts.problems import Problem
 from vcllm.serving.pool import NOT_PROMOTED, VersionPool
-from vcllm.serving.versions import Refused
-from vcllm.stores.aliases import AliasStore
+from vcllm.serving.proof import Refused
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +24,16 @@ RETRY_REFUSED_S = 30.0
 """A refused version is tried again after this: the cause may have been passing, such as a full memory."""
 
 
+class Aliases(Protocol):
+    """Says which version of a role is current; None: there is none."""
+
+    def get(self, role: Role) -> str | None: ...
+
+
 class AliasWatcher:
     """A thread that keeps a pool's current version what the alias says."""
 
-    def __init__(self, aliases: AliasStore, role: Role, pool: VersionPool[Any], poll_s: float = 0.5) -> None:
+    def __init__(self, aliases: Aliases, role: Role, pool: VersionPool[Any], poll_s: float = 0.5) -> None:
         self.aliases = aliases
         self.role = role
         self.pool = pool
