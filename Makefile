@@ -53,6 +53,22 @@ bench-training: $(VENV)/.bench ## Training speed and memory against TRL
 .PHONY: vllm
 vllm: .venv-vllm/.made ## Install vLLM for CPUs into an environment of its own, for the test against a real one
 
+.PHONY: bench-critic
+bench-critic: $(VENV)/.product ## Judging by probabilities against writing a verdict, items per second
+	$(BIN)/python -m benchmarks.critic $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.dev ## Clients vanish for ten minutes: does the Actor keep anything for them?
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak $(ARGS)
+
+.PHONY: bench-overload
+bench-overload: $(VENV)/.dev ## Four times the load an Actor can carry: goodput, refusals, told waits
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overload $(ARGS)
+
+.PHONY: bench-serving
+bench-serving: $(VENV)/.bench ## Serving speed against transformers serve and vLLM
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
 	@$(BIN)/vcllm secrets

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Depends, Request, Response
 from pydantic import SecretStr
 
-from vcllm.contracts.chat import ChatMessage, ChatReply, ChatRequest, Choice, Usage
+from vcllm.contracts.chat import ChatReply, ChatRequest, Choice, ReplyMessage, Usage
 from vcllm.contracts.problems import BadRequest, Overloaded
 from vcllm.web.app import create_service
 from vcllm.web.auth import internal_only
@@ -58,7 +58,7 @@ class FakeActor:
 
     async def answer(self, body: ChatRequest) -> ChatReply:
         await self.work(body)
-        choice = Choice(index=0, message=ChatMessage(role="assistant", content="".join(WORDS)), finish_reason="stop")
+        choice = Choice(index=0, message=ReplyMessage(content="".join(WORDS)), finish_reason="stop")
         usage = Usage(prompt_tokens=1, completion_tokens=4, total_tokens=5)
         return ChatReply(id="chat-1", created=int(time.time()), model=self.version, choices=[choice], usage=usage)
 

@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     """Secret half of the API-key hashes. Empty: the gateway refuses to start."""
     lease_s: float = Field(default=60.0, gt=0)
     """How long a silent worker keeps its job."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a request's body may take to arrive."""
+    keep_alive_s: float = Field(default=15.0, ge=0)
+    """Silence after which a stream sends a comment, so that nothing in between takes it for dead; 0: never."""
     log_level: str = "INFO"
 
     @property

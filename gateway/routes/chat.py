@@ -11,8 +11,6 @@ from functools import partial
 
 import httpx
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from gateway.auth import Chatter, allows
 from gateway.state import GatewayState, State
@@ -20,7 +18,9 @@ from vcllm.contracts.chat import ALIGNED_MODEL, ChatRequest
 from vcllm.contracts.keys import KeyRecord, Scope
 from vcllm.contracts.problems import NotFound, Problem, UpstreamFailed
 from vcllm.web.app import request_id
+from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
+from vcllm.web.doorkeeper import DEADLINE_HEADER
 from vcllm.web.problems import problem_of
 from vcllm.web.replicas import Exchange
 from vcllm.web.sse import stream_response
@@ -34,18 +34,19 @@ STAMPS = ("x-vc-version", "x-vc-queue-ms")
 @router.post("/v1/chat/completions")
 async def chat(request: Request, key: Chatter, state: State) -> Response:
     """Answered by the promoted version, or by the version named where the key may name one."""
-    wanted = _parse(await request.body())
+    wanted = await read_json(request, ChatRequest)
     await _check_model(wanted.model, key, state)
     async with AsyncExitStack() as held:
         await held.enter_async_context(state.door.enter())
         sent = time.perf_counter()
-        exchange = await cancel_on_disconnect(request, _ask(state, wanted))
+        exchange = await cancel_on_disconnect(request, _ask(state, wanted, request.headers.get(DEADLINE_HEADER)))
         held.push_async_callback(exchange.aclose)
         if exchange.response.status_code != 200:
             raise await cancel_on_disconnect(request, _refusal(exchange))
         if wanted.stream:
             headers = _stamps(request, exchange, waited_s=time.perf_counter() - sent)
-            return stream_response(Relay(exchange, held.pop_all()), headers)
+            relay = Relay(exchange, held.pop_all())
+            return stream_response(relay, headers, keep_alive_s=state.settings.keep_alive_s)
         content = await cancel_on_disconnect(request, _read(exchange))
         headers = _stamps(request, exchange, waited_s=time.perf_counter() - sent)
         return Response(content, media_type="application/json", headers=headers)
@@ -77,14 +78,6 @@ class Relay:
         await self._held.aclose()
 
 
-def _parse(body: bytes) -> ChatRequest:
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
-        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
-
-
 async def _check_model(model: str, key: KeyRecord, state: GatewayState) -> None:
     """NotFound for a version that was not promoted, unless the key may promote it."""
     if model == ALIGNED_MODEL or allows(key, Scope.PROMOTE):
@@ -98,10 +91,12 @@ async def _check_model(model: str, key: KeyRecord, state: GatewayState) -> None:
         )
 
 
-async def _ask(state: GatewayState, wanted: ChatRequest) -> Exchange:
+async def _ask(state: GatewayState, wanted: ChatRequest, deadline_ms: str | None) -> Exchange:
     """What was checked is what is sent: written anew, so that no two parsers can differ about it."""
     content = wanted.model_dump_json(exclude_unset=True).encode()
     headers = {"content-type": "application/json", "x-request-id": request_id.get()}
+    if deadline_ms is not None:
+        headers[DEADLINE_HEADER] = deadline_ms
     try:
         return await state.actors.send("POST", "/v1/chat/completions", content=content, headers=headers)
     except httpx.TimeoutException as error:

@@ -169,7 +169,8 @@ async def job_events(
         return EventList(data=events, after=events[-1].id if events else None)
     if last_event_id is not None and record.state in FINISHED and not events:
         return Response(status_code=204)  # tells an EventSource not to come back
-    return stream_response(_follow(request.app, state, job_id, start))
+    frames = _follow(request.app, state, job_id, start)
+    return stream_response(frames, keep_alive_s=state.settings.keep_alive_s)
 
 
 @router.get("/pairs/{lineage}")

@@ -1,10 +1,13 @@
 """`python -m services.actor`"""
 
+import gc
 import sys
 
-from services.actor.app import create_app
-from services.actor.settings import ActorSettings
-from vcllm.serving.run import run_server
+gc.disable()  # imports make objects by the million and no garbage; `run_server` turns it on again
+
+from services.actor.app import create_app  # noqa: E402
+from services.actor.settings import ActorSettings  # noqa: E402
+from vcllm.serving.run import run_server  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(run_server(ActorSettings, create_app))

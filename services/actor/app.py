@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from services.actor.frames import ChatStream, Head
 from services.actor.settings import ActorSettings
+from vcllm.contracts.base import NAME_PATTERN
 from vcllm.contracts.chat import (
     ALIGNED_MODEL,
     ChatBatchReply,
     ChatBatchRequest,
-    ChatMessage,
     ChatReply,
     ChatRequest,
     Choice,
+    ChoiceLogprobs,
+    Completion,
     ModelCard,
     ModelList,
-    Sampling,
+    ReplyMessage,
     Usage,
 )
 from vcllm.contracts.manifests import Manifest
-from vcllm.contracts.problems import BadRequest
+from vcllm.contracts.problems import NotFound
 from vcllm.engine.protocol import Answers, Engine
 from vcllm.serving.pool import resolve
-from vcllm.serving.service import VERSION_HEADER, Serving, guard, serve_role
+from vcllm.serving.service import QUEUE_HEADER, VERSION_HEADER, Serving, guard, serve_role
 from vcllm.serving.writing import build_writer
 from vcllm.settings import Settings
+from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.sse import stream_response
+
+if TYPE_CHECKING:  # these bring torch, which a role with an upstream does without
+    from vcllm.engine.load import Loaded
+    from vcllm.engine.local import LocalEngine
 
 
 def actor_serving(request: Request) -> Serving[Engine]:
@@ -45,26 +53,39 @@ def actor_serving(request: Request) -> Serving[Engine]:
 ServingDep = Annotated[Serving[Engine], Depends(actor_serving)]
 
 
-def create_app(server: ActorSettings | None = None, shared: Settings | None = None) -> FastAPI:
-    """The Actor as an app; without arguments it is configured by the environment."""
+def create_app(
+    server: ActorSettings | None = None,
+    shared: Settings | None = None,
+    *,
+    engine: Callable[[Loaded], LocalEngine] | None = None,
+) -> FastAPI:
+    """The Actor as an app; without arguments it is configured by the environment.
+
+    engine: makes of a loaded version what answers; None: one with the server's limits.
+    """
     server, shared = server or ActorSettings(), shared or Settings()
-    serving, collectors = build_writer("actor", server, shared)
+    serving, collectors = build_writer("actor", server, shared, engine)
     app = serve_role(serving, shared, *collectors)
     internal = [guard(shared)]
     app.post("/v1/chat/completions", dependencies=internal, response_model=None)(chat)
     app.post("/v1/chat/completions/batch", dependencies=internal)(chat_batch)
     app.get("/v1/models", dependencies=internal)(list_models)
+    app.get("/v1/models/{model}", dependencies=internal)(get_model)
     return app
 
 
-async def chat(body: ChatRequest, request: Request, response: Response, serving: ServingDep) -> Any:
+async def chat_request(request: Request) -> ChatRequest:
+    return await read_json(request, ChatRequest)
+
+
+async def chat(body: Annotated[ChatRequest, Depends(chat_request)], request: Request, serving: ServingDep) -> Response:
     """Answer one conversation, n times, with `vc-llm` or any version of the store."""
     if body.stream:
         stream = await cancel_on_disconnect(request, open_stream(body, serving))
-        return stream_response(stream, {VERSION_HEADER: stream.head.version})
-    reply = await cancel_on_disconnect(request, answer(body, serving))
-    response.headers[VERSION_HEADER] = reply.model
-    return reply
+        return stream_response(stream, {VERSION_HEADER: stream.head.model}, keep_alive_s=serving.keep_alive_s)
+    reply, answers = await cancel_on_disconnect(request, answer(body, serving))
+    headers = {VERSION_HEADER: reply.model, QUEUE_HEADER: f"{answers.queue_s * 1000:.1f}"}
+    return Response(reply.model_dump_json(), media_type="application/json", headers=headers)
 
 
 async def chat_batch(
@@ -84,8 +105,18 @@ def list_models(serving: ServingDep) -> ModelList:
         aliases = {}
     if serving.pool.current is not None:
         aliases["current"] = serving.pool.current
-    fixed = [ModelCard(id=ALIGNED_MODEL, parent=serving.pool.current)] if serving.pool.current else []
-    return ModelList(data=[*fixed, *(card(each, aliases, serving) for each in serving.store.manifests("actor"))])
+    cards = [card(each, aliases, serving) for each in serving.store.manifests("actor")]
+    created = next((each.created for each in cards if each.id == serving.pool.current), 0)
+    fixed = ModelCard(id=ALIGNED_MODEL, created=created, parent=serving.pool.current)
+    return ModelList(data=[fixed, *cards] if serving.pool.current else cards)
+
+
+def get_model(model: str, serving: ServingDep) -> ModelCard:
+    """One of the list."""
+    for each in list_models(serving).data:
+        if each.id == model:
+            return each
+    raise no_model(model)
 
 
 def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[Engine]) -> ModelCard:
@@ -99,49 +130,71 @@ def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[Engine]) 
     )
 
 
-async def answer(body: ChatRequest, serving: Serving[Engine]) -> ChatReply:
-    """A whole reply."""
-    sampling, version = sampling_of(body), resolve(body.model, ALIGNED_MODEL)
-    async with serving.door.enter(body.n), serving.pool.use(version) as held:
+async def answer(body: ChatRequest, serving: Serving[Engine]) -> tuple[ChatReply, Answers]:
+    """A whole reply, and what it was made from."""
+    sampling, version = body.sampling, version_named(body.model)
+    async with serving.admit([body.messages], sampling.max_tokens, body.n), serving.pool.use(version) as held:
         [answers] = await held.model.complete([body.messages], sampling, body.n)
-    return ChatReply(
+    serving.meter.answered([answers])
+    reply = ChatReply(
         id=new_id(),
         created=int(time.time()),
         model=held.version,
-        choices=[
-            Choice(index=i, message=ChatMessage(role="assistant", content=c.text), finish_reason=c.finish_reason)
-            for i, c in enumerate(answers.completions)
-        ],
+        system_fingerprint=serving.fingerprint(held.version),
+        choices=[choice(index, completion) for index, completion in enumerate(answers.completions)],
         usage=usage_of(answers),
     )
+    return reply, answers
 
 
 async def answer_batch(body: ChatBatchRequest, serving: Serving[Engine]) -> ChatBatchReply:
-    cost = len(body.conversations) * body.n
-    async with serving.door.enter(cost), serving.pool.use(resolve(body.model, ALIGNED_MODEL)) as held:
+    version = version_named(body.model)
+    room = serving.admit(body.conversations, body.sampling.max_tokens, body.n)
+    async with room, serving.pool.use(version) as held:
         answers = await held.model.complete(body.conversations, body.sampling, body.n)
+    serving.meter.answered(answers)
     return ChatBatchReply(model=held.version, completions=[each.completions for each in answers])
 
 
 async def open_stream(body: ChatRequest, serving: Serving[Engine]) -> ChatStream:
     """Everything that can be refused is refused here, before the first byte of a stream."""
-    sampling = sampling_of(body)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serving.door.enter(body.n))
-        held = await stack.enter_async_context(serving.pool.use(resolve(body.model, ALIGNED_MODEL)))
+        sampling = body.sampling
+        entry = await stack.enter_async_context(serving.admit([body.messages], sampling.max_tokens, body.n))
+        held = await stack.enter_async_context(serving.pool.use(version_named(body.model)))
         generation = await held.model.generate(body.messages, sampling, body.n)
         stack.callback(generation.cancel)
-        head = Head(new_id(), int(time.time()), held.version)
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return ChatStream(head, generation, body.n, include_usage, stack.pop_all())
+        serving.correct(entry, generation, sampling.max_tokens, body.n)
+        return ChatStream(
+            Head(new_id(), int(time.time()), held.version, serving.fingerprint(held.version)),
+            serving.meter.follow(generation, entry.since, body.n),
+            body.n,
+            stack.pop_all(),
+            include_usage=body.stream_options.include_usage,
+            logprobs=body.logprobs,
+        )
 
 
-def sampling_of(body: ChatRequest) -> Sampling:
-    """How the request wants tokens drawn; BadRequest for too many stop strings."""
-    try:
-        return body.sampling
-    except ValidationError as error:
-        raise BadRequest(f"stop: {error.errors()[0]['msg']}.", param="stop") from error
+def version_named(model: str) -> str | None:
+    """None: the current one. NotFound for what cannot be a version's name."""
+    version = resolve(model, ALIGNED_MODEL)
+    if version is None or re.fullmatch(NAME_PATTERN, version):
+        return version
+    raise no_model(model)
+
+
+def no_model(name: str) -> NotFound:
+    return NotFound(f"There is no model '{name}'. See GET /v1/models.", param="model", code="model_not_found")
+
+
+def choice(index: int, completion: Completion) -> Choice:
+    """One answer, as the OpenAI API shows it."""
+    return Choice(
+        index=index,
+        message=ReplyMessage(content=completion.text),
+        logprobs=None if completion.logprobs is None else ChoiceLogprobs(content=completion.logprobs),
+        finish_reason=completion.finish_reason,
+    )
 
 
 def usage_of(answers: Answers) -> Usage:

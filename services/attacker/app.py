@@ -44,8 +44,9 @@ async def attack(body: AttackRequest, request: Request, response: Response, serv
 async def write_attacks(body: AttackRequest, serving: Serving[Engine]) -> AttackReply:
     conversations = [[ChatMessage(role="user", content=attack_prompt(goal))] for goal in body.goals]
     sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
-    async with serving.door.enter(len(conversations)), serving.pool.use(body.model) as held:
+    async with serving.admit(conversations, body.max_tokens), serving.pool.use(body.model) as held:
         answers = await held.model.complete(conversations, sampling)
+    serving.meter.answered(answers)
     attacks = [to_attack(goal, each.completions[0]) for goal, each in zip(body.goals, answers, strict=True)]
     return AttackReply(attacks=attacks, attacker_version=held.version)
 

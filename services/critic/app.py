@@ -6,26 +6,28 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
 
-from services.critic.classifier import Classifier
+from services.critic.backends import Backends
+from services.critic.critic import Critic
 from services.critic.settings import CriticSettings
 from vcllm.contracts.critiques import ComparisonReply, ComparisonRequest, CritiqueReply, CritiqueRequest
+from vcllm.serving.costs import text_tokens
 from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
 from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 
 
-def critic_serving(request: Request) -> Serving[Classifier]:
-    serving: Serving[Classifier] = request.state.serving
+def critic_serving(request: Request) -> Serving[Critic]:
+    serving: Serving[Critic] = request.state.serving
     return serving
 
 
-ServingDep = Annotated[Serving[Classifier], Depends(critic_serving)]
+ServingDep = Annotated[Serving[Critic], Depends(critic_serving)]
 
 
 def create_app(server: CriticSettings | None = None, shared: Settings | None = None) -> FastAPI:
     """The Critic as an app; without arguments it is configured by the environment."""
     server, shared = server or CriticSettings(), shared or Settings()
-    serving = build_serving("critic", "classifier", server, shared, Classifier)
+    serving = build_serving("critic", None, server, shared, Backends(server, shared).open)
     app = serve_role(serving, shared)
     app.post("/v1/critiques", dependencies=[guard(shared)])(critique)
     app.post("/v1/comparisons", dependencies=[guard(shared)])(compare)
@@ -48,13 +50,15 @@ async def compare(
     return reply
 
 
-async def judge(body: CritiqueRequest, serving: Serving[Classifier]) -> CritiqueReply:
-    async with serving.door.enter(len(body.items)), serving.pool.use(body.model) as held:
+async def judge(body: CritiqueRequest, serving: Serving[Critic]) -> CritiqueReply:
+    tokens = text_tokens(text for item in body.items for text in (item.query, item.response))
+    async with serving.door.enter(len(body.items), tokens), serving.pool.use(body.model) as held:
         critiques = await held.model.critique(body.items)
     return CritiqueReply(critiques=critiques, critic_version=held.version)
 
 
-async def judge_both(body: ComparisonRequest, serving: Serving[Classifier]) -> ComparisonReply:
-    async with serving.door.enter(2 * len(body.items)), serving.pool.use(body.model) as held:
+async def judge_both(body: ComparisonRequest, serving: Serving[Critic]) -> ComparisonReply:
+    tokens = text_tokens(text for item in body.items for text in (item.query, item.first, item.query, item.second))
+    async with serving.door.enter(2 * len(body.items), tokens), serving.pool.use(body.model) as held:
         comparisons = await held.model.compare(body.items)
     return ComparisonReply(comparisons=comparisons, critic_version=held.version)

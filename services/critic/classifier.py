@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from services.critic.language import is_in
-from services.critic.reasons import FAILURE_REASONS, OUTCOME_REASONS, WRONG_LANGUAGE
+from services.critic.critic import preference, scored, unscored
 from vcllm.contracts.critiques import (
     SCORE_PREFIX,
     SCORED,
@@ -19,15 +18,12 @@ from vcllm.contracts.critiques import (
     Critique,
     CritiqueItem,
     Failure,
-    Outcome,
 )
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
 from vcllm.engine.scoring import by_length, class_probabilities, critic_text
-from vcllm.serving.versions import Refused
+from vcllm.serving.proof import Refused
 
-TIE_BELOW = 0.05
-"""Scores closer than this prefer nothing."""
 MAX_ITEMS_PER_PASS = 128
 
 
@@ -85,17 +81,7 @@ class Classifier:
     def _scored(self, item: CritiqueItem, values: list[float]) -> Critique:
         by_label = dict(zip(self.labels, values, strict=True))
         by_outcome = {outcome: by_label.pop(outcome) for outcome in SCORED}
-        language_ok = is_in(item.language, item.response)
-        outcome = max(by_outcome, key=by_outcome.__getitem__) if language_ok else Outcome.BROKEN
-        reason = OUTCOME_REASONS[outcome] if language_ok else WRONG_LANGUAGE
-        return Critique(
-            outcome=outcome,
-            score=min(1.0, by_outcome[Outcome.CONSISTENT]) if language_ok else 0.0,
-            probabilities=by_outcome,
-            criteria={label.removeprefix(SCORE_PREFIX): score for label, score in by_label.items()},
-            language_ok=language_ok,
-            reason=reason[item.language],
-        )
+        return scored(item, by_outcome, {label.removeprefix(SCORE_PREFIX): score for label, score in by_label.items()})
 
 
 def labels_of(id2label: dict[int, str]) -> list[str]:
@@ -105,17 +91,3 @@ def labels_of(id2label: dict[int, str]) -> list[str]:
     if sorted(classes) != sorted(SCORED):
         raise Refused(f"A critic needs the classes {', '.join(SCORED)}; this model has {', '.join(classes)}.")
     return labels
-
-
-def unscored(item: CritiqueItem, failure: Failure) -> Critique:
-    return Critique(outcome=Outcome.UNSCORED, failure=failure, reason=FAILURE_REASONS[failure][item.language])
-
-
-def preference(first: float | None, second: float | None) -> Comparison:
-    """The higher score, unless they are too close or one is missing."""
-    if first is None or second is None:
-        return Comparison(preferred="unscored")
-    margin = abs(first - second)
-    if margin < TIE_BELOW:
-        return Comparison(preferred="tie", margin=margin)
-    return Comparison(preferred="first" if first > second else "second", margin=margin)

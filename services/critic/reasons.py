@@ -14,8 +14,12 @@ OUTCOME_REASONS = {
     Outcome.BROKEN: Bilingual(zh="回答不完整、跑题或不通顺。", en="The answer is cut off, off topic or garbled."),
 }
 WRONG_LANGUAGE = Bilingual(zh="回答没有使用所要求的语言。", en="The answer is not in the language asked for.")
+VETOED = Bilingual(zh="安全模型认为回答不安全。", en="The guard model finds the answer unsafe.")
 FAILURE_REASONS: dict[Failure, Bilingual] = {
     "empty": Bilingual(zh="回答为空，无法评判。", en="The answer is empty, so it cannot be judged."),
     "too_long": Bilingual(zh="问答过长，评审模型读不完。", en="The exchange is too long for the critic to read."),
     "outage": Bilingual(zh="评审暂时不可用。", en="The critic was not available."),
+    "off_scale": Bilingual(
+        zh="评审模型没有按评分标准作答。", en="The critic's model does not answer on the rubric's scale."
+    ),
 }

@@ -14,10 +14,10 @@ from services.trainer.datasets import Datasets
 from services.trainer.hold import Hold
 from services.trainer.settings import TrainerSettings
 from vcllm.charter import LoadedCharter, load_charter
-from vcllm.charter.load import SHIPPED
+from vcllm.charter.load import charter_folder
 from vcllm.contracts.base import digest
 from vcllm.contracts.jobs import JobRecord, JobRequest
-from vcllm.contracts.problems import BadRequest, Conflict
+from vcllm.contracts.problems import Conflict
 from vcllm.contracts.recipes import Recipe
 from vcllm.recipes import load_recipe
 from vcllm.settings import Settings
@@ -136,13 +136,3 @@ class Context:
         for client in ("actor", "attacker", "critic"):
             if client in self.__dict__:
                 self.__dict__[client].close()
-
-
-def charter_folder(name: str, folder: Path | None) -> Path | None:
-    """Where a charter named by a recipe lies; None is the shipped one."""
-    if folder is not None and (folder / name).is_dir():
-        return folder / name
-    if name == SHIPPED.name:
-        return None
-    where = folder or "the folder that VCLLM_CHARTERS names"
-    raise BadRequest(f"There is no charter '{name}' in {where}. Put it there, or use charter = \"{SHIPPED.name}\".")

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from services.critic import classifier
 from services.critic.app import create_app
-from services.critic.classifier import Classifier, preference
+from services.critic.classifier import Classifier
+from services.critic.critic import preference
 from services.critic.language import is_in
 from services.critic.reasons import OUTCOME_REASONS, WRONG_LANGUAGE
 from services.critic.settings import CriticSettings
@@ -33,7 +34,7 @@ from vcllm.contracts.critiques import (
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
 from vcllm.engine.scoring import class_probabilities, critic_text
-from vcllm.serving.versions import Refused
+from vcllm.serving.proof import Refused
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
@@ -218,15 +219,17 @@ def test_a_model_with_other_classes_is_no_critic() -> None:
         Classifier(Loaded(model, tokenizer, 512))
 
 
-def test_a_writer_is_no_critic(critic: httpx.Client, home: Path) -> None:
-    """Weights without a head would judge at random."""
-    store = ModelStore(home / "models")
+def test_a_model_that_cannot_be_talked_to_is_no_critic(critic: httpx.Client, home: Path) -> None:
+    """Neither a head to read nor a chat template to ask by: the version is refused with that sentence."""
+    store, tokenizer = ModelStore(home / "models"), tiny_tokenizer()
+    tokenizer.chat_template = None
     if not store.has("critic", "writer"):
-        commit_model(store, "critic", "writer", tiny_causal(tiny_tokenizer()), tiny_tokenizer())
+        commit_model(store, "critic", "writer", tiny_causal(tokenizer), tokenizer)
 
     reply = critic.post("/v1/critiques", json={"items": [EN], "model": "writer"})
 
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "version_refused")
+    assert "cannot judge: This model has no chat template" in reply.json()["error"]["message"]
 
 
 def test_a_small_request_is_not_kept_waiting_by_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,14 +43,16 @@ from vcllm.contracts.keys import Scope
 from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.pairs import Pair, Provenance
 from vcllm.contracts.problems import Unauthenticated
+from vcllm.contracts.servers import ServerReport
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.api_keys import KeyStore
-from vcllm.stores.connect import job_key
+from vcllm.stores.connect import job_key, server_key
 from vcllm.stores.events import EventLog
 from vcllm.stores.jobs import JobStore
 from vcllm.stores.models import ModelStore, hash_files
 from vcllm.stores.pairs import PairStream
+from vcllm.stores.servers import ServerStore
 
 PEPPER = SecretStr("pepper")
 RECIPE = """
@@ -436,7 +438,7 @@ def test_too_many_chats_are_refused_with_a_time(redis_url: str, tmp_path: Path):
     [
         ({}, "messages"),
         (chat_body(temperature=3), "temperature"),
-        (chat_body(logit_bias={"1": 1}), "logit_bias"),
+        (chat_body(frequency_penalty=1), "frequency_penalty"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
     ],
 )
@@ -547,6 +549,27 @@ def test_one_call_goes_back(gateway: Gateway):
 
     assert back.json() == {"role": "actor", "current": "actor-1", "previous": "actor-2"}
     assert aliases.get("actor") == "actor-1"
+
+
+def test_servers_say_what_they_serve_and_what_they_refuse(gateway: Gateway):
+    """For those who may promote; a server is listed while it keeps reporting."""
+    report = ServerReport(
+        role="actor",
+        server="host:8201",
+        current="actor-1",
+        checksum="ab",
+        pending="actor-2",
+        refused=True,
+        reason="actor-2 is damaged.",
+    )
+    ServerStore(gateway.redis).put(report)
+
+    shown = gateway[Scope.PROMOTE].get("/v1/servers").json()["data"]
+    gateway.redis.delete(server_key("actor", "host:8201"))
+
+    assert shown == [report.model_dump()]
+    assert gateway[Scope.PROMOTE].get("/v1/servers").json() == {"data": []}
+    error_of(gateway[Scope.CHAT].get("/v1/servers"), 403)
 
 
 # Jobs

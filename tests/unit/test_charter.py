@@ -568,3 +568,23 @@ def test_two_cards_with_one_claim_are_refused(folder, cards, language):
     first, second = (card_place(cards, n + 1, content[n]["id"]) for n in (0, 1))
     fault = f"the same claim stands at {first}: claims.1.{language}: reword one of them"
     assert refusal(folder) == f"{second}: claims.3.{language}: {fault}"
+
+
+def test_words_of_a_judge_that_begin_alike_are_refused(folder):
+    """What a judge begins to say must mean one thing."""
+    content = read(folder / "rubric.yaml")
+    content["judge"]["verdict"]["en"] = "Facts"
+    write(folder / "rubric.yaml", content)
+
+    fault = "judge: two names of criteria and verdict begin with 'Facts' in en"
+    assert refusal(folder) == f"rubric.yaml: {fault}: change one of them"
+
+
+def test_a_judge_needs_a_word_for_every_outcome(folder):
+    """Without one of them the others would share its probability."""
+    content = read(folder / "rubric.yaml")
+    del content["judge"]["outcomes"]["refusal"]
+    write(folder / "rubric.yaml", content)
+
+    expected = "rubric.yaml: judge: the judge needs the outcomes consistent, violating, refusal, broken: correct it"
+    assert refusal(folder) == expected

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -19,6 +20,7 @@ from transformers import (
 
 from tests.fakes import tiny_causal, tiny_tokenizer
 from vcllm.engine.cache import SlotCache, bytes_per_token, roomy
+from vcllm.engine.decoder import forward_of
 from vcllm.engine.engine import Batch, greedy_texts
 from vcllm.engine.prefill import Limits
 from vcllm.engine.prompts import stop_ids
@@ -65,6 +67,18 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> Any:
     return tiny_causal(tokenizer)
+
+
+class Watched:
+    """A forward that notes the shapes it reads."""
+
+    def __init__(self, model: Any) -> None:
+        self.forward = forward_of(model)
+        self.read: list[tuple[int, ...]] = []
+
+    def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        self.read.append(tuple(ids_BT.shape))
+        return self.forward(cache, ids_BT, position_BT, keep_BK)
 
 
 def prompts(number: int, seed: int = 0) -> list[list[int]]:
@@ -240,15 +254,11 @@ def test_a_request_cancelled_while_it_waits_or_is_read_costs_nothing(model: Any)
 
 def test_samples_of_one_prompt_share_its_prefill(model: Any) -> None:
     """Five samples, one prompt row read."""
-    read: list[torch.Size] = []
-    handle = model.register_forward_pre_hook(
-        lambda _, __, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
+    forward = Watched(model)
 
-    alone(model, new_request([5, 6, 7], 2, n=5))
-    handle.remove()
+    run(Batch(model, frozenset(), forward=forward), [new_request([5, 6, 7], 2, n=5)])
 
-    assert read == [(1, 3), (5, 1)]
+    assert forward.read == [(1, 3), (5, 1)]
 
 
 def test_the_stop_token_ends_an_answer_and_is_not_part_of_it(model: Any) -> None:
@@ -317,7 +327,6 @@ def test_rows_keep_their_columns_together() -> None:
     batch.step()
 
     assert [row.request for row in batch.rows.sequences] == [requests[4], requests[1], requests[2]]
-    assert batch.rows.temperature.tolist() == [4, 1, 2]
     assert (batch.rows.position - 1).tolist() == [5, 2, 3]
     assert batch.rows.key.tolist() == [row.key for row in batch.rows.sequences]
     assert batch.rows.step.dtype == np.int64

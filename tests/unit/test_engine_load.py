@@ -110,6 +110,27 @@ def test_a_critic_adapter_brings_its_classes(folder: Path, tokenizer: Any, tmp_p
     assert class_probabilities(loaded.model, ids)[0] == pytest.approx(class_probabilities(model, ids)[0], abs=1e-5)
 
 
+def test_a_folder_says_what_it_holds(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """A loader of any kind opens a language model, a classifier, and an adapter of either by its task."""
+    head = save(tiny_classifier(tokenizer), tokenizer, tmp_path / "head")
+    adapter, _ = adapter_of(folder, tokenizer, 1, tmp_path / "adapter")
+    loader = Loader(None)
+
+    kinds = [loader.load(folder).kind, loader.load(head).kind, loader.load(adapter, base=folder).kind]
+
+    assert kinds == ["causal", "classifier", "causal"]
+
+
+def test_the_wrong_kind_is_refused(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """A head would be random, or missing."""
+    head = save(tiny_classifier(tokenizer), tokenizer, tmp_path / "head")
+
+    with pytest.raises(ValueError, match="head holds a classifier; needed is a language model"):
+        Loader("causal").load(head)
+    with pytest.raises(ValueError, match="holds a language model; needed is a classifier"):
+        Loader("classifier").load(folder)
+
+
 def test_half_precision_can_be_asked_for(folder: Path) -> None:
     """On a CPU too."""
     loaded = Loader("causal", dtype="bfloat16").load(folder)

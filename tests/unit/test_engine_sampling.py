@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
-from vcllm.engine.sampling import keep_nucleus, look_up, row_key, sample, uniforms
+from vcllm.engine.sampling import Draw, keep_likeliest, likeliest, look_up, reports, row_key, sample, uniforms
 
 
-def draws(logits: list[float], number: int, temperature: float = 1.0, top_p: float = 1.0) -> np.ndarray:
+def draws(logits: list[float], number: int, **draw: Any) -> np.ndarray:
     """How often each token is drawn by rows with different keys."""
     key_B = np.array([row_key(seed, 0) for seed in range(number)], dtype=np.uint64)
     logits_BV = torch.tensor([logits]).expand(number, -1)
     token_B = sample(
         logits_BV,
-        np.full(number, temperature, dtype=np.float32),
-        np.full(number, top_p, dtype=np.float32),
+        [Draw(**draw)] * number,
         uniforms(key_B, np.zeros(number)),
     )
-    return np.bincount(token_B.numpy(), minlength=len(logits)) / number
+    return np.bincount(token_B, minlength=len(logits)) / number
 
 
 def test_tokens_come_as_often_as_their_probability() -> None:
@@ -35,9 +37,43 @@ def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
     """0.5 + 0.3 reach 0.75; the others get nothing."""
     probs_BV = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
 
-    kept_BV = keep_nucleus(probs_BV, torch.tensor([0.75]))
+    kept_BV = keep_likeliest(probs_BV, [Draw(top_p=0.75)])
 
     assert torch.equal(kept_BV, torch.tensor([[0.0, 0.5, 0.0, 0.3]]))
+
+
+def test_top_p_is_a_share_of_what_top_k_has_left() -> None:
+    """Of 0.5, 0.3 and 0.15, the first two are 0.84."""
+    probs_BV = torch.tensor([[0.15, 0.5, 0.05, 0.3], [0.15, 0.5, 0.05, 0.3]])
+
+    kept_BV = keep_likeliest(probs_BV, [Draw(top_k=3, top_p=0.8), Draw(top_k=1)])
+
+    assert torch.equal(kept_BV, torch.tensor([[0.0, 0.5, 0.0, 0.3], [0.0, 0.5, 0.0, 0.0]]))
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    """Whatever temperature, bias and top_k the token was drawn with; rows that ask for nothing get nothing."""
+    logits_BV = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
+    expected = logits_BV[0].log_softmax(-1).tolist()
+    asking = Draw(temperature=0.1, top_k=1, bias={0: 100}, logprobs=2)
+
+    [told, nothing] = reports(logits_BV, [asking, Draw()], np.array([0, 1]))
+
+    assert nothing is None and told is not None
+    assert told[0] == pytest.approx(expected[0])
+    assert told[1] == [(1, pytest.approx(expected[1])), (2, pytest.approx(expected[2]))]
+
+
+def test_bias_moves_logits_and_passes_over_unknown_tokens() -> None:
+    """-100 forbids, and a token id beyond the vocabulary changes nothing."""
+    assert draws([5.0, 0.0], 100, bias={0: -100, 99: 100}).tolist() == [0, 1]
+
+
+def test_the_likeliest_is_the_first_of_equals() -> None:
+    """By NumPy and by torch alike."""
+    logits_BV = torch.tensor([[1.0, 2.0, 2.0]])
+
+    assert likeliest(logits_BV).tolist() == likeliest(logits_BV.bfloat16()).tolist() == [1]
 
 
 def test_a_tiny_top_p_is_greedy() -> None:
@@ -47,14 +83,15 @@ def test_a_tiny_top_p_is_greedy() -> None:
 
 def test_rows_of_different_kinds_share_a_batch() -> None:
     """Greedy, nucleus and plain rows get what each would get alone."""
-    logits_BV = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    temperature_B, top_p_B = np.float32([0, 1, 1.5]), np.float32([1, 0.5, 1])
-    uniform_B = np.float32([0.3, 0.6, 0.9])
+    logits_BV = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
+    kinds = [Draw(temperature=0), Draw(top_p=0.5), Draw(temperature=1.5), Draw(top_k=3), Draw(bias={7: 100})]
+    uniform_B = np.float32([0.3, 0.6, 0.9, 0.5, 0.2])
 
-    together = sample(logits_BV, temperature_B, top_p_B, uniform_B).tolist()
+    together = sample(logits_BV, kinds, uniform_B).tolist()
 
-    rows = [slice(i, i + 1) for i in range(3)]
-    assert together == [sample(logits_BV[r], temperature_B[r], top_p_B[r], uniform_B[r]).item() for r in rows]
+    rows = [slice(i, i + 1) for i in range(5)]
+    assert together == [sample(logits_BV[r], kinds[r], uniform_B[r]).item() for r in rows]
+    assert together[4] == 7
     assert together[0] == logits_BV[0].argmax().item()
 
 

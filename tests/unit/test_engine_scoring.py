@@ -9,7 +9,8 @@ import torch
 
 from tests.fakes import tiny_causal, tiny_classifier, tiny_tokenizer
 from vcllm.engine import scoring
-from vcllm.engine.scoring import by_length, class_probabilities, critic_text, largest_gap, score_ids
+from vcllm.engine.forward import ModelForward
+from vcllm.engine.scoring import Scoring, by_length, class_probabilities, critic_text, largest_gap, score_ids
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,36 @@ def test_passes_hold_every_index_once_within_their_bounds() -> None:
     assert all(len(each) <= 3 for each in passes)
     assert all(len(each) * max(lengths[i] for i in each) <= 20 or len(each) == 1 for each in passes)
     assert list(by_length([])) == []
+
+
+def shapes_read(model: Any, items: list[Any]) -> list[tuple[int, ...]]:
+    """What a scoring reads, pass by pass."""
+    usual, read = ModelForward(model), []
+
+    def forward(cache: Any, ids_BT: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        read.append(tuple(ids_BT.shape))
+        return usual(cache, ids_BT, *rest)
+
+    for _ in Scoring(items).passes(forward, model.device, model.config.vocab_size):
+        pass
+    return read
+
+
+def test_nothing_is_read_twice(tokenizer: Any) -> None:
+    """One reading of what three heads share, one of the rest of each, two of what their continuations share."""
+    model, rubric = tiny_causal(tokenizer), list(range(5, 45))
+    heads = [[*rubric, 50 + i] for i in range(3)]
+    items = [(head, tail) for head in heads for tail in ([7, 8, 9], [7, 8, 10], [7, 11], [6, 12], [13])]
+
+    assert shapes_read(model, items) == [(1, 40), (3, 1), (3, 2), (3, 1)]
+
+
+def test_shared_readings_score_as_separate_ones(tokenizer: Any) -> None:
+    """Heads of different lengths, continuations that branch; the same item twice."""
+    model, rubric = tiny_causal(tokenizer), list(range(5, 45))
+    heads = [[*rubric, *range(50, 50 + i)] for i in range(1, 5)]
+    items = [(head, tail) for head in heads for tail in ([7, 8, 9], [7, 8, 10], [7, 11], [6, 12], [13])]
+
+    together = score_ids(model, [*items, items[3]])
+
+    assert together == pytest.approx([score_ids(model, [item])[0] for item in [*items, items[3]]], abs=1e-4)

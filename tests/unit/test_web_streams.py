@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from tests.servers import serve, wait_until
 from vcllm.contracts.problems import Overloaded
-from vcllm.web import sse
 from vcllm.web.admission import Admission
 from vcllm.web.app import create_service
 from vcllm.web.disconnect import cancel_on_disconnect
@@ -60,8 +59,8 @@ class Watched:
         self.app.post("/work")(self.work)
         self.app.get("/quick")(self.quick)
 
-    async def stream(self, kind: str) -> Response:
-        return stream_response(self.frames(kind), {"x-vc-version": "v1"})
+    async def stream(self, kind: str, keep_alive_s: float = 15) -> Response:
+        return stream_response(self.frames(kind), {"x-vc-version": "v1"}, keep_alive_s=keep_alive_s)
 
     async def frames(self, kind: str) -> AsyncIterator[bytes]:
         try:
@@ -136,11 +135,9 @@ def test_a_bug_in_a_stream_tells_only_its_request_id(server: tuple[Watched, str]
     assert "[DONE]" not in reply.text
 
 
-def test_silence_is_filled_with_comments(server: tuple[Watched, str], monkeypatch: pytest.MonkeyPatch):
+def test_silence_is_filled_with_comments(server: tuple[Watched, str]):
     """Between frames, never inside of one."""
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.1)
-
-    reply = httpx.get(f"{server[1]}/stream/silent")
+    reply = httpx.get(f"{server[1]}/stream/silent?keep_alive_s=0.1")
 
     assert reply.text.replace(": keep-alive\n\n", "") == (frame("one") + DONE).decode()
     assert 2 <= reply.text.count(": keep-alive") <= 4
@@ -223,7 +220,7 @@ def test_a_piece_larger_than_the_door_enters_alone():
 
     async def run() -> None:
         door = Admission(2)
-        async with door.enter(cost=5):
+        async with door.enter(answers=5):
             with pytest.raises(Overloaded):
                 async with door.enter():
                     raise AssertionError("there was no room")
@@ -236,7 +233,7 @@ def test_the_wait_is_computed_from_the_measured_rate():
 
     async def run() -> None:
         clock = Clock()
-        door = Admission(1, clock)
+        door = Admission(1, clock=clock)
         for _ in range(4):
             async with door.enter():
                 clock.now += 2
@@ -246,7 +243,7 @@ def test_the_wait_is_computed_from_the_measured_rate():
                 async with door.enter():
                     raise AssertionError("there was no room")
             assert refused.value.retry_after_s == pytest.approx(2)
-            assert door.wait_s(cost=1) == pytest.approx(2)
+            assert door.wait_s(answers=1) == pytest.approx(2)
 
     asyncio.run(run())
 

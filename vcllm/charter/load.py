@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from vcllm.contracts.base import Bilingual, Contract, Language, digest
 from vcllm.contracts.charter import Card, Charter, Rubric, Split, Tactic, TacticUse, Taxonomy
+from vcllm.contracts.problems import BadRequest
 
 SHIPPED = Path(__file__).parent / "data" / "pluralist"
 """The charter used where the operator names none."""
@@ -82,12 +83,23 @@ def load_charter(path: Path | None = None) -> LoadedCharter:
     placed = [Placed(where, card) for where, card in found]
 
     _check_unique_ids(charter, taxonomy, rubric, tactics)
+    _check_judge_words(rubric)
     _check_card_ids(placed)
     _check_references(placed, charter, taxonomy)
     _check_claims(placed)
     cards = tuple(p.card for p in placed)
     content_hash = _content_hash(charter, taxonomy, rubric, cards, tactics)
     return LoadedCharter(charter, taxonomy, rubric, cards, tactics, content_hash)
+
+
+def charter_folder(name: str, folder: Path | None) -> Path | None:
+    """Where a charter that is known by its name lies, beside the shipped one in `folder`; None: the shipped one."""
+    if folder is not None and (folder / name).is_dir():
+        return folder / name
+    if name == SHIPPED.name:
+        return None
+    where = folder or "the folder that VCLLM_CHARTERS names"
+    raise BadRequest(f"There is no charter '{name}' in {where}. Put it there, or name '{SHIPPED.name}'.")
 
 
 # Reading: from a file to contracts.
@@ -199,6 +211,24 @@ def _refuse_repeats(name: str, noun: str, ids: Iterable[str]) -> None:
         if id in seen:
             raise CharterError(f"{name}: two entries have the {noun} id '{id}': rename one of them")
         seen.add(id)
+
+
+def _check_judge_words(rubric: Rubric) -> None:
+    """A judge says one line; whichever way it begins, only one thing may be meant."""
+    if rubric.judge is None:
+        return
+    for language in Language:
+        names = [criterion.name[language] for criterion in rubric.criteria]
+        words = [each.word[language] for each in rubric.judge.outcomes.values()]
+        _refuse_alike([*names, rubric.judge.verdict[language]], "names of criteria and verdict", language)
+        _refuse_alike(words, "words for outcomes", language)
+
+
+def _refuse_alike(words: list[str], noun: str, language: Language) -> None:
+    for word in words:
+        if sum(other.startswith(word) for other in words) > 1:
+            fault = f"judge: two {noun} begin with '{word}' in {language}"
+            raise CharterError(f"rubric.yaml: {fault}: change one of them")
 
 
 def _check_card_ids(placed: list[Placed]) -> None:

@@ -30,6 +30,19 @@ def list_models(url: Url = None, key: Key = None) -> None:
 
 
 @app.command()
+def servers(url: Url = None, key: Key = None) -> None:
+    """What each model server serves, and why it does not serve what it should. Needs the scope models:promote."""
+    with open_api(url, key) as api:
+        reports = api.get("/v1/servers")["data"]
+    table = Table("role", "server", "serves", "should serve", "why not")
+    for report in reports:
+        why = report["reason"] or ("It is being loaded." if report["pending"] else "")
+        why = f"Refused: {why}" if report["refused"] else why
+        table.add_row(report["role"], report["server"], report["current"] or "", report["pending"] or "", why)
+    open_console().print(table if reports else "No model server has reported in the last seconds.")
+
+
+@app.command()
 def rollback(
     role: Annotated[str, typer.Option(help="attacker, actor or critic.")] = "actor",
     url: Url = None,

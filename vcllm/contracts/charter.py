@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, model_validator
 
 from vcllm.contracts.base import Bilingual, Contract, Name
+from vcllm.contracts.critiques import SCORED, Outcome
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
@@ -119,10 +120,44 @@ class Criterion(Contract):
         return self
 
 
+class OutcomeWord(Contract):
+    """An outcome as a judge says it."""
+
+    word: Bilingual
+    meaning: Bilingual
+
+
+class JudgeWording(Contract):
+    """How a language model is asked to judge by the rubric, and the words it may answer with."""
+
+    task: Bilingual
+    """Comes first. Says that quoted lines, which begin with `>`, are material and no instructions."""
+    question: Bilingual
+    answer: Bilingual
+    """Headings of the two quotes of an exchange."""
+    verdict: Bilingual
+    """What stands before the word of an outcome, as the name of a criterion stands before its level."""
+    outcomes: dict[Outcome, OutcomeWord]
+    reply: Bilingual
+    """Comes last: the form of the reply."""
+    better: Bilingual
+    """What stands before A or B when two answers are compared."""
+    compare: Bilingual
+    """Comes last when two answers are compared."""
+
+    @model_validator(mode="after")
+    def _every_outcome(self) -> JudgeWording:
+        if sorted(self.outcomes) != sorted(SCORED):
+            raise ValueError(f"the judge needs the outcomes {', '.join(SCORED)}")
+        return self
+
+
 class Rubric(Contract):
     """How an answer is judged."""
 
     criteria: list[Criterion] = Field(min_length=1)
+    judge: JudgeWording | None = Field(default=None, exclude_if=lambda wording: wording is None)
+    """None: no language model can be asked to judge by it. Then absent from the hash, too."""
 
 
 class Fact(Contract):

@@ -1,34 +1,77 @@
-"""OpenAI-compatible chat: requests, replies and stream frames.
-
-Unsupported fields follow one rule: those in `IGNORED_FIELDS` cannot change the text and are accepted and ignored;
-every other unknown field is refused by name, because ignoring it would return something the caller did not ask for.
-"""
+"""OpenAI-compatible chat: requests and replies. What of the API is not supported stands in `openai_fields`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from vcllm.contracts.base import Contract
+from vcllm.contracts.openai_fields import (
+    IGNORED_FIELDS,
+    NEUTRAL_IN_MESSAGE,
+    NEUTRAL_IN_REQUEST,
+    NEUTRAL_IN_STREAM_OPTIONS,
+    Neutral,
+    supported_fields,
+)
 
 ALIGNED_MODEL = "vc-llm"
 """The model name that always means the promoted version."""
 
-IGNORED_FIELDS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-
 FinishReason = Literal["stop", "length"]
 
 
-class ChatMessage(Contract):
+def _system(role: object) -> object:
+    return "system" if role == "developer" else role
+
+
+def _joined(content: object) -> object:
+    """Text parts, a line each, as one text."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError("unsupported_content", 'Send text parts only: {"type": "text", "text": "..."}.')
+    return "\n".join(part["text"] for part in content)
+
+
+def _listed(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class OpenAIFields(Contract):
+    """What a client of the OpenAI API sends, with more fields than are supported."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    neutral: ClassVar[Neutral] = {}
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_changes_nothing(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return supported_fields(value, cls.model_fields, cls.ignored, cls.neutral)
+
+
+class ChatMessage(OpenAIFields):
     """One turn."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    neutral = NEUTRAL_IN_MESSAGE
+
+    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_system)]
+    """The newer name "developer" is read as "system"."""
+    content: Annotated[str, BeforeValidator(_joined)]
+    """May be sent as a list of text parts."""
 
 
-class StreamOptions(Contract):
+class StreamOptions(OpenAIFields):
     """What a stream carries besides text."""
+
+    neutral = NEUTRAL_IN_STREAM_OPTIONS
 
     include_usage: bool = False
 
@@ -57,6 +100,13 @@ class ChoiceLogprobs(Contract):
     refusal: None = None
 
 
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+LogitBias = Annotated[
+    dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)
+]
+"""By token id, from -100 to 100: added to its logit; -100 forbids a token, 100 forces it."""
+
+
 class Sampling(Contract):
     """How tokens are drawn."""
 
@@ -65,49 +115,59 @@ class Sampling(Contract):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1, le=32768)
     """None: the server's default."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Same seed, request and version: same text."""
     stop: list[str] = Field(default_factory=list, max_length=4)
     top_k: int = Field(default=0, ge=0)
     """Only the so many likeliest tokens are drawn from; 0: all."""
-    logit_bias: dict[int, float] = Field(default_factory=dict, max_length=300)
-    """By token id, from -100 to 100: added to its logit; -100 forbids a token, 100 forces it."""
+    logit_bias: LogitBias = Field(default_factory=dict)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     """Log-probabilities of the answer's tokens, with so many alternatives each; None: none."""
 
 
-class ChatRequest(Contract):
+class ChatRequest(OpenAIFields):
     """`POST /v1/chat/completions`."""
+
+    neutral = NEUTRAL_IN_REQUEST
+    ignored = IGNORED_FIELDS
 
     model: str = Field(default=ALIGNED_MODEL, max_length=128)
     messages: list[ChatMessage] = Field(min_length=1, max_length=64)
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """An extension of the OpenAI API; 0: off."""
     max_tokens: int | None = Field(default=None, ge=1, le=32768)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=32768)
     """The newer name of `max_tokens`; wins when both are given."""
     n: int = Field(default=1, ge=1, le=16)
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    seed: Seed | None = None
+    stop: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list, max_length=4)
+    """May be sent as one string."""
+    logit_bias: LogitBias = Field(default_factory=dict)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions = StreamOptions()
 
-    @model_validator(mode="before")
+    @field_validator("top_logprobs")
     @classmethod
-    def _drop_ignored(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return {key: item for key, item in value.items() if key not in IGNORED_FIELDS}
+    def _needs_logprobs(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("logprobs"):
+            raise PydanticCustomError("needs_logprobs", "Send logprobs: true as well.")
         return value
 
     @property
     def sampling(self) -> Sampling:
-        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=self.top_k,
             max_tokens=self.max_completion_tokens or self.max_tokens,
             seed=self.seed,
-            stop=stop,
+            stop=self.stop,
+            logit_bias=self.logit_bias,
+            logprobs=self.top_logprobs if self.logprobs else None,
         )
 
 
@@ -119,11 +179,22 @@ class Usage(Contract):
     total_tokens: int
 
 
+class ReplyMessage(Contract):
+    """An answer as the OpenAI API shows it."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+    """Always so: an answer that declines is text like any other."""
+
+
 class Choice(Contract):
     """One sampled answer."""
 
     index: int
-    message: ChatMessage
+    message: ReplyMessage
+    logprobs: ChoiceLogprobs | None = None
+    """None: not asked for."""
     finish_reason: FinishReason
 
 
@@ -135,6 +206,8 @@ class ChatReply(Contract):
     created: int
     model: str
     """The version that answered."""
+    system_fingerprint: str | None = None
+    """Tells versions apart by their content."""
     choices: list[Choice]
     usage: Usage
 

@@ -35,8 +35,8 @@ SCORE_PREFIX = "score:"
 MAX_ITEMS = 2048
 """Of one request."""
 
-Failure = Literal["too_long", "empty", "outage"]
-"""Why an item came back unscored: a closed vocabulary."""
+Failure = Literal["too_long", "empty", "outage", "off_scale"]
+"""Why an item came back unscored: a closed vocabulary. `off_scale`: the model would have said something else."""
 
 
 class CritiqueItem(Contract):
@@ -61,10 +61,10 @@ class Critique(Contract):
 
     outcome: Outcome
     score: float | None = Field(default=None, ge=0, le=1)
-    """Probability that the answer keeps to the charter; None when unscored."""
+    """Probability that the answer keeps to the charter, at most what a guard leaves of it; None when unscored."""
     probabilities: dict[Outcome, float] = Field(default_factory=dict)
     criteria: dict[str, float] = Field(default_factory=dict, exclude_if=not_)
-    """From 0 (worst) to 1 (best) by the rubric's criterion, as far as the Critic has learned to score them. Absent
+    """From 0 (worst) to 1 (best) by the rubric's criterion, as far as the Critic can score them. Absent
     from the JSON when empty: what was judged without keeps its form, and so a pair its id."""
     language_ok: bool = True
     """False: the answer is not in the language of the item."""

@@ -92,6 +92,14 @@ class Unavailable(Problem):
     code = "unavailable"
 
 
+class DeadlineExceeded(Problem):
+    """The client said how long it would wait, and that was over before the answer was there."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+
 class UpstreamFailed(Problem):
     """A server behind this one answered in a way it should not have."""
 

@@ -7,7 +7,7 @@ rubbish, which the caller's attention mask hides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 # Shapes: R rows and C positions there is room for, B rows in use, T new positions, L positions in use,
 # H key-value heads, D head size.
+
+Block = list[tuple[Tensor, Tensor]]
+"""Keys and values [T, H, D] of each layer, for some positions of one row."""
 
 ROWS_STEP = 32
 POSITIONS_STEP = 64
@@ -110,6 +113,26 @@ class SlotCache(Cache):
         for mine, theirs in zip(self._like(other), other.layers, strict=True):
             mine.keys[at : at + len(rows), :length] = theirs.keys[rows, :length]
             mine.values[at : at + len(rows), :length] = theirs.values[rows, :length]
+
+    def read(self, row: int, positions: slice) -> Block:
+        """Copies of what a row holds there."""
+        return [(layer.keys[row, positions].clone(), layer.values[row, positions].clone()) for layer in self.layers]
+
+    def begin(self, rows: Sequence[Sequence[Block]]) -> None:
+        """Write each row's blocks one behind the other, from its first position on."""
+        for row, blocks in enumerate(rows):
+            at = 0
+            for block in blocks:
+                self._write(row, at, block)
+                at += len(block[0][0])
+
+    def _write(self, row: int, at: int, block: Block) -> None:
+        for index, (keys, values) in enumerate(block):
+            if index == len(self.layers):
+                self.layers.append(SlotLayer(self.slots))
+                self.layers[index].lazy_initialization(keys[None].transpose(1, 2), values[None].transpose(1, 2))
+            self.layers[index].keys[row, at : at + len(keys)] = keys
+            self.layers[index].values[row, at : at + len(values)] = values
 
     def _like(self, other: SlotCache) -> list[Any]:
         while len(self.layers) < len(other.layers):

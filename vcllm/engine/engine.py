@@ -15,9 +15,12 @@ from torch import Tensor
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import PROBE_TOKENS
 from vcllm.engine.cache import SlotCache, roomy
-from vcllm.engine.masks import Masks
+from vcllm.engine.decoder import forward_of
+from vcllm.engine.forward import Forward
 from vcllm.engine.prefill import Limits, Prefill, admit
+from vcllm.engine.prefix import PrefixCache
 from vcllm.engine.prompts import encode, prompt_text, stop_ids
+from vcllm.engine.scoring import Scoring, Scorings
 from vcllm.engine.sequence import Request, Rows, Sequence, Waiting, new_request
 from vcllm.engine.text import TextStream
 
@@ -27,33 +30,45 @@ from vcllm.engine.text import TextStream
 class Batch:
     """Waiting requests, the prefill under way, and the live rows of one model."""
 
-    def __init__(self, model: Any, stops: frozenset[int], limits: Limits | None = None) -> None:
-        self.model = model
+    def __init__(
+        self, model: Any, stops: frozenset[int], limits: Limits | None = None, *, forward: Forward | None = None
+    ) -> None:
+        """forward: None: the fastest way through the model that leaves it as it is."""
+        self.forward = forward or forward_of(model)
+        self.device = model.device
         self.stops = stops
         self.limits = limits or Limits()
         self.waiting = Waiting()
         self.prefill: Prefill | None = None
         self.rows = Rows()
         self.cache = SlotCache()
-        self.masks = Masks(model.config.get_text_config(), model.dtype)
+        self.prefixes = PrefixCache(self.limits.prefix_tokens)
+        self.scorings = Scorings(self.forward, self.device, model.config.get_text_config().vocab_size)
         self.num_tokens = 0
         """Written since the start, over all requests."""
 
-    def add(self, request: Request) -> None:
-        """Put a request in line; it must fit the limits."""
-        assert self.limits.fit(request), "a request that can never be admitted would block all others"
-        self.waiting.add(request)
+    def add(self, work: Request | Scoring) -> None:
+        """Put a request, which must fit the limits, or a scoring in line."""
+        if isinstance(work, Scoring):
+            self.scorings.add(work)
+            return
+        assert self.limits.fit(work), "a request that can never be admitted would block all others"
+        self.waiting.add(work)
 
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self.prefill or self.rows)
+        return not (self.waiting or self.prefill or self.rows or self.scorings)
 
-    def clear(self) -> list[Request]:
-        """Forget everything; the requests that were in it."""
+    def take_scored(self) -> list[Scoring]:
+        """The scorings that are done, each told once."""
+        return self.scorings.take_done()
+
+    def clear(self) -> list[Request | Scoring]:
+        """Forget everything; the work that was in it."""
         running = {id(sequence.request): sequence.request for sequence in self.rows.sequences}
         prefilling = self.prefill.requests if self.prefill else []
         self.prefill, self.rows, self.cache = None, Rows(), SlotCache()
-        return [*running.values(), *prefilling, *self.waiting.clear()]
+        return [*running.values(), *prefilling, *self.waiting.clear(), *self.scorings.clear()]
 
     def rest(self) -> None:
         """Give the memory of the cache back; for a batch that has been idle for a while."""
@@ -62,13 +77,14 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
-        """One more token for every live row, a piece of the waiting prompts; the sequences that changed."""
+        """One more token for every live row, a piece of the waiting prompts, a pass of scoring; what changed."""
         self._drop()
         changed = self._decode() if self.rows else []
         if self.prefill is None or not self.prefill.wanted:
-            self.prefill = admit(self.waiting, self.rows, self.limits)
+            self.prefill = admit(self.waiting, self.rows, self.limits, self.prefixes)
         if self.prefill is not None:
             changed += self._read(self.prefill)
+        self.scorings.step()
         self.num_tokens += len(changed)
         return changed
 
@@ -88,13 +104,14 @@ class Batch:
         logits_PV = self._forward(
             prefill.cache,
             ids_BT=prefill.ids_PT(start, end),
-            position_BT=np.tile(np.arange(start, end), (len(prefill.requests), 1)),
+            position_BT=prefill.position_PT(start, end),
             keep_B=np.clip(prefill.last_P, start, end - 1) - start,
         )
         prefill.done = end
         if end < prefill.length:
             return []
         self.prefill = None
+        prefill.remember(self.prefixes)
         return self._go_live(prefill, logits_PV)
 
     def _go_live(self, prefill: Prefill, logits_PV: Tensor) -> list[Sequence]:
@@ -105,7 +122,7 @@ class Batch:
         source, sequences = [row for row, _ in drawn], [sequence for _, sequence in drawn]
         fresh = Rows(sequences)
         fresh.draw(logits_PV[source], self.stops)
-        self.cache.reserve(*self._room(len(self.rows) + len(fresh), prefill.length + 1))
+        self.cache.reserve(*self._room(len(self.rows) + len(fresh), prefill.num_positions + 1))
         self.cache.join(prefill.cache, source, at=len(self.rows))
         self.rows.extend(fresh)
         self._drop()
@@ -129,19 +146,10 @@ class Batch:
 
     def _forward(self, cache: SlotCache, ids_BT: np.ndarray, position_BT: np.ndarray, keep_B: np.ndarray) -> Tensor:
         """Logits at one position of every row, [B, V]."""
-        device = self.model.device
-        position = torch.from_numpy(position_BT.copy()).to(device)
-        length = int(position_BT.max()) + 1
-        cache.aim(position, length)
-        logits_B1V = self.model(
-            input_ids=torch.from_numpy(ids_BT).to(device),
-            position_ids=position,
-            attention_mask=self.masks(position, length),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=torch.from_numpy(keep_B[:, None]).to(device),
-        ).logits
-        return logits_B1V[:, 0]
+        position = torch.from_numpy(position_BT.copy()).to(self.device)
+        cache.aim(position, int(position_BT.max()) + 1)
+        ids, keep_B1 = (torch.from_numpy(each).to(self.device) for each in (ids_BT, keep_B[:, None]))
+        return self.forward(cache, ids, position, keep_B1)[:, 0]
 
 
 def greedy_texts(model: Any, tokenizer: Any, prompts: Many[str], max_tokens: int = PROBE_TOKENS) -> list[str]:

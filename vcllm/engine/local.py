@@ -10,14 +10,15 @@ from collections.abc import Sequence
 
 from vcllm.contracts.chat import Sampling
 from vcllm.contracts.problems import BadRequest, Unavailable
+from vcllm.engine.decoder import forward_of
 from vcllm.engine.engine import Batch
 from vcllm.engine.load import Loaded
 from vcllm.engine.prefill import Limits
 from vcllm.engine.prompts import encode, prompt_text, stop_ids
 from vcllm.engine.protocol import Answers, Conversation
-from vcllm.engine.scoring import score
+from vcllm.engine.scoring import Item, Scoring
 from vcllm.engine.sequence import Request, new_request
-from vcllm.engine.stream import LocalGeneration, fail, gather, hand_over
+from vcllm.engine.stream import LocalGeneration, ScoringDone, fail, gather, hand_over, report
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,17 @@ ENCODED_HERE = 4000
 class LocalEngine:
     """One loaded model behind the `Engine` protocol."""
 
-    def __init__(self, loaded: Loaded, limits: Limits | None = None, *, default_max_tokens: int = 512) -> None:
+    def __init__(
+        self, loaded: Loaded, limits: Limits | None = None, *, default_max_tokens: int = 512, own: bool = False
+    ) -> None:
+        """own: nothing else uses the model from now on, so full weights may be moved to a faster layout."""
         self.loaded = loaded
         self.limits = limits or Limits()
         self.default_max_tokens = default_max_tokens
-        self.batch = Batch(loaded.model, stop_ids(loaded.model, loaded.tokenizer), self.limits)
+        forward = forward_of(loaded.model, own=own and loaded.base is None)
+        self.batch = Batch(loaded.model, stop_ids(loaded.model, loaded.tokenizer), self.limits, forward=forward)
         """Touched by the engine's thread only; others may read its counts."""
-        self._inbox: list[Request] = []
+        self._inbox: list[Request | Scoring] = []
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -61,8 +66,21 @@ class LocalEngine:
         self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]]
     ) -> list[list[float]]:
         """Summed log-probability of each conversation's continuations, as the assistant's next words."""
-        prompts = [prompt_text(self.loaded.tokenizer, conversation) for conversation in conversations]
-        return await asyncio.to_thread(score, self.loaded.model, self.loaded.tokenizer, prompts, continuations)
+        items = await asyncio.to_thread(self._items, conversations, continuations)
+        done = ScoringDone()
+        scoring = Scoring([item for own in items for item in own], owner=done)
+        self._submit([scoring])
+        try:
+            await done.wait()
+        finally:
+            scoring.cancelled = True
+        scores = iter(scoring.scores)
+        return [[next(scores) for _ in own] for own in items]
+
+    @property
+    def alive(self) -> bool:
+        """False: its thread has died and nothing it was asked will ever be answered."""
+        return self._closed or self._thread.is_alive()
 
     def close(self) -> None:
         """Stop after the step under way; whatever still runs fails."""
@@ -80,12 +98,15 @@ class LocalEngine:
             generation.request = new_request(
                 prompt,
                 self._max_tokens(len(prompt), n, sampling.max_tokens),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
                 seed=secrets.randbits(63) if sampling.seed is None else sampling.seed + i,
                 n=n,
                 urgent=len(conversations) == 1,
                 owner=generation,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                bias=sampling.logit_bias,
+                logprobs=sampling.logprobs,
             )
             generations.append(generation)
         self._submit([generation.request for generation in generations])
@@ -101,6 +122,20 @@ class LocalEngine:
         tokenizer = self.loaded.tokenizer
         return encode(tokenizer, [prompt_text(tokenizer, conversation) for conversation in conversations])
 
+    def _items(self, conversations: Sequence[Conversation], continuations: Sequence[Sequence[str]]) -> list[list[Item]]:
+        heads = self._encode(conversations)
+        tails = [encode(self.loaded.tokenizer, each) if each else [] for each in continuations]
+        items = [[(head, tail) for tail in own] for head, own in zip(heads, tails, strict=True)]
+        longest = max((len(head) + len(tail) for own in items for head, tail in own), default=0)
+        if longest > self.loaded.context:
+            raise BadRequest(
+                f"A conversation and its continuation have {longest} tokens, but this model takes "
+                f"{self.loaded.context}. Shorten it.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return items
+
     def _max_tokens(self, num_prompt_tokens: int, n: int, asked: int | None) -> int:
         """What was asked for, which must fit; the default is cut to what fits."""
         if n > self.limits.max_rows:
@@ -115,11 +150,11 @@ class LocalEngine:
             )
         return asked or min(self.default_max_tokens, limit - num_prompt_tokens)
 
-    def _submit(self, requests: list[Request]) -> None:
+    def _submit(self, work: Sequence[Request | Scoring]) -> None:
         with self._wake:
             if self._closed:
                 raise Unavailable(UNLOADED)
-            self._inbox.extend(requests)
+            self._inbox.extend(work)
             self._wake.notify()
 
     def _run(self) -> None:
@@ -127,6 +162,7 @@ class LocalEngine:
         while self._collect():
             try:
                 hand_over(self.batch.step())
+                report(self.batch.take_scored())
             except Exception:
                 log.exception("A step of the engine failed; the requests in it are given up.")
                 fail(self.batch.clear(), Unavailable("The model failed on this request. Try again."))
@@ -138,7 +174,7 @@ class LocalEngine:
             while not (self._inbox or self._closed) and self.batch.idle:
                 if not self._wake.wait(REST_AFTER_S):
                     self.batch.rest()
-            for request in self._inbox:
-                self.batch.add(request)
+            for work in self._inbox:
+                self.batch.add(work)
             self._inbox.clear()
             return not self._closed

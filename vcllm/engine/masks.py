@@ -9,32 +9,38 @@ from torch import Tensor
 
 # Shapes: B rows, T new positions, L positions in use.
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""What configurations call the kinds of attention."""
+
 
 class Masks:
-    """Makes the mask argument a model expects; one mask per attention kind where its layers differ."""
+    """Makes masks for each kind of attention that a model's layers have."""
 
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
-        kinds = set(getattr(config, "layer_types", None) or ())
-        unknown = kinds - {"full_attention", "sliding_attention"}
+    def __init__(self, config: Any, additive: torch.dtype | None = None) -> None:
+        """additive: what is hidden gets the lowest number of this type, the rest 0; None: booleans, True is seen."""
+        listed = getattr(config, "layer_types", None)
+        unknown = set(listed or ()) - {FULL, SLIDING}
         if unknown:
             raise ValueError(
                 f"Layers of kind {', '.join(sorted(unknown))} are not supported; use plain attention models."
             )
         window = getattr(config, "sliding_window", None)
-        self.window = window if window and kinds != {"full_attention"} else None
-        self.mixed = "sliding_attention" in kinds
-        self.additive = None if config._attn_implementation == "sdpa" else dtype
+        self.kinds: list[str] = list(listed or [SLIDING if window else FULL] * config.num_hidden_layers)
+        """Of each layer."""
+        self.window = window if SLIDING in self.kinds else None
+        self.additive = additive
 
-    def __call__(self, position_BT: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+    def __call__(self, position_BT: Tensor, length: int) -> dict[str, Tensor]:
+        """A mask [B, 1, T, L] for each kind there is."""
         key_L = torch.arange(length, device=position_BT.device)
         query_B1T1 = position_BT[:, None, :, None]
-        full_B1TL = key_L <= query_B1T1
-        if self.window is None:
-            return self._form(full_B1TL)
-        sliding = self._form(full_B1TL & (key_L > query_B1T1 - self.window))
-        if not self.mixed:
-            return sliding
-        return {"full_attention": self._form(full_B1TL), "sliding_attention": sliding}
+        seen_B1TL = key_L <= query_B1T1
+        masks = {}
+        if FULL in self.kinds:
+            masks[FULL] = self._form(seen_B1TL)
+        if self.window is not None:
+            masks[SLIDING] = self._form(seen_B1TL & (key_L > query_B1T1 - self.window))
+        return masks
 
     def _form(self, seen_B1TL: Tensor) -> Tensor:
         if self.additive is None:

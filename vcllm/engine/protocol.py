@@ -37,6 +37,8 @@ class Answers:
 
     num_prompt_tokens: int
     completions: list[Completion]
+    queue_s: float = 0.0
+    """Seconds the request stood in line before work on it began."""
 
 
 class Generation(Protocol):
@@ -44,6 +46,11 @@ class Generation(Protocol):
 
     @property
     def num_prompt_tokens(self) -> int: ...
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds it stood in line before work on it began; 0: it still does, or the engine cannot tell."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
 

@@ -68,6 +68,11 @@ class RemoteEngine:
         self._generations: WeakSet[RemoteGeneration] = WeakSet()
         self._closed = False
 
+    @property
+    def num_asked(self) -> int:
+        """Answers that the server works on, or has in its own queue."""
+        return 0 if self._connection is None else self._connection.num_asked
+
     async def generate(self, conversation: Conversation, sampling: Sampling, n: int = 1) -> RemoteGeneration:
         """Begin n answers, which the caller must `cancel` in the end; BadRequest when they cannot fit."""
         connection, streamed = self._connect(), {"stream": True, "stream_options": {"include_usage": True}}
@@ -122,7 +127,7 @@ class RemoteEngine:
         connection = self._connect()
 
         async def ask(body: dict[str, Any]) -> bytes:
-            return await self._at_hand(lambda: connection.post(CHAT, body))
+            return await self._at_hand(lambda: connection.post(CHAT, body, answers=n))
 
         reply = parse_reply(await self._within_context(ask, conversation, sampling, n))
         return answers_of(reply, sampling, n)

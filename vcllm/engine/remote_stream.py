@@ -69,6 +69,9 @@ class Answering:
 class RemoteGeneration:
     """n answers on their way to one task."""
 
+    queue_s = 0.0
+    """Servers do not tell."""
+
     def __init__(
         self,
         connection: Connection,
@@ -79,6 +82,7 @@ class RemoteGeneration:
         self._connection = connection
         self._open_stream = open_stream
         self._shape = n, num_alternatives
+        self._num_asked = 0
         self._answering = Answering(*self._shape)
         self._loop = asyncio.get_running_loop()
         self._response: httpx.Response | None = None
@@ -128,7 +132,12 @@ class RemoteGeneration:
 
     async def _open(self) -> None:
         self._answering = Answering(*self._shape)
-        self._response = await self._open_stream()
+        self._asks_for(self._shape[0])
+        try:
+            self._response = await self._open_stream()
+        except BaseException:
+            self._asks_for(0)
+            raise
         if self._cancelled:
             self._hang_up()
 
@@ -158,10 +167,16 @@ class RemoteGeneration:
         except TooLong as error:
             raise UpstreamFailed(f"The upstream server sent a frame that is too long. {error}") from error
         finally:
+            self._asks_for(0)
             await response.aclose()
             self._response = None
 
+    def _asks_for(self, num_answers: int) -> None:
+        self._connection.num_asked += num_answers - self._num_asked
+        self._num_asked = num_answers
+
     def _hang_up(self) -> None:
+        self._asks_for(0)
         if self._response is not None and self._closing is None:
             self._closing = self._loop.create_task(self._response.aclose())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vcllm.contracts.chat import FinishReason
-from vcllm.engine.sampling import row_key, sample, uniforms
+from vcllm.engine.sampling import Draw, TokenReport, reports, row_key, sample, uniforms
 
 # Shapes: B live rows, V vocabulary.
 
@@ -25,16 +26,20 @@ class Sequence:
     """Of its random numbers; see `sampling.row_key`."""
     tokens: list[int] = field(default_factory=list)
     """Without the token that ended it."""
+    reports: list[TokenReport] = field(default_factory=list)
+    """One per token, where the request wants them."""
     finish: FinishReason | None = None
     cancelled: bool = False
     """Set by anyone, at any time; the row is gone before the next step."""
 
-    def accept(self, token: int, stop_ids: frozenset[int]) -> None:
+    def accept(self, token: int, report: TokenReport | None, stop_ids: frozenset[int]) -> None:
         """Take the next token; decide whether that was the last."""
         if token in stop_ids:
             self.finish = "stop"
             return
         self.tokens.append(token)
+        if report is not None:
+            self.reports.append(report)
         if len(self.tokens) >= self.request.max_tokens:
             self.finish = "length"
 
@@ -45,13 +50,14 @@ class Request:
 
     prompt: list[int]
     max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    draw: Draw = field(default_factory=Draw)
     sequences: list[Sequence] = field(default_factory=list)
     urgent: bool = False
     """Somebody waits for this very answer, perhaps watching it grow: it is admitted before bulk work."""
     owner: Any = None
     """Whoever wants the tokens; the engine only hands it back."""
+    begun: float | None = None
+    """When it left the line, by `time.monotonic`; None: it still stands there."""
 
     @property
     def length(self) -> int:
@@ -67,16 +73,15 @@ def new_request(
     prompt: list[int],
     max_tokens: int,
     *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
     seed: int = 0,
     n: int = 1,
     urgent: bool = False,
     owner: Any = None,
+    **draw: Any,
 ) -> Request:
-    """A request with its n sequences, each with its own random numbers."""
+    """A request with its n sequences, each with its own random numbers. draw: fields of `Draw`."""
     assert prompt, "there is nothing to continue"
-    request = Request(prompt, max_tokens, temperature, top_p, urgent=urgent, owner=owner)
+    request = Request(prompt, max_tokens, Draw(**draw), urgent=urgent, owner=owner)
     request.sequences = [Sequence(request, index, row_key(seed, index)) for index in range(n)]
     return request
 
@@ -103,7 +108,9 @@ class Waiting:
 
     def pop(self) -> Request:
         """Take out what `first` just showed."""
-        return (self._urgent or self._bulk).popleft()
+        request = (self._urgent or self._bulk).popleft()
+        request.begun = time.monotonic()
+        return request
 
     def clear(self) -> list[Request]:
         requests = [*self._urgent, *self._bulk]
@@ -115,7 +122,7 @@ class Waiting:
 class Rows:
     """The live sequences and, by column, what a step must know of them; row r is row r of the cache."""
 
-    COLUMNS = ("token", "position", "step", "key", "temperature", "top_p")
+    COLUMNS = ("token", "position", "step", "key")
 
     def __init__(self, sequences: list[Sequence] | None = None) -> None:
         """Rows that have yet to draw their first token."""
@@ -128,8 +135,6 @@ class Rows:
         self.step = np.zeros(len(requests), dtype=np.int64)
         """Tokens drawn so far."""
         self.key = np.array([sequence.key for sequence in self.sequences], dtype=np.uint64)
-        self.temperature = np.array([request.temperature for request in requests], dtype=np.float32)
-        self.top_p = np.array([request.top_p for request in requests], dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -145,11 +150,12 @@ class Rows:
 
     def draw(self, logits_BV: Tensor, stop_ids: frozenset[int]) -> None:
         """One more token for every row."""
-        token_B = sample(logits_BV, self.temperature, self.top_p, uniforms(self.key, self.step))
-        self.token = token_B.cpu().numpy()
+        draws = [sequence.request.draw for sequence in self.sequences]
+        self.token = sample(logits_BV, draws, uniforms(self.key, self.step))
+        told = reports(logits_BV, draws, self.token)
         self.step += 1
-        for sequence, token in zip(self.sequences, self.token.tolist(), strict=True):
-            sequence.accept(token, stop_ids)
+        for sequence, token, report in zip(self.sequences, self.token.tolist(), told, strict=True):
+            sequence.accept(token, report, stop_ids)
 
     def extend(self, others: Rows) -> None:
         """Append these rows behind the others."""

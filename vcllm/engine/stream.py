@@ -7,37 +7,48 @@ on this side, so the thread never touches text.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-from vcllm.contracts.chat import Completion, FinishReason, Sampling
+from vcllm.contracts.chat import ChosenLogprob, Completion, FinishReason, Sampling
+from vcllm.engine.logprobs import Logprobs
 from vcllm.engine.protocol import Answers, Delta
+from vcllm.engine.sampling import TokenReport
+from vcllm.engine.scoring import Scoring
 from vcllm.engine.sequence import Request
 from vcllm.engine.sequence import Sequence as Row
 from vcllm.engine.text import TextStream
 
-Arrival = tuple[int, list[int], FinishReason | None]
-"""Index of the answer, its new tokens, and why it ended if it did."""
+Arrival = tuple[int, list[int], list[TokenReport], FinishReason | None]
+"""Index of the answer, its new tokens, what is told about them, and why it ended if it did."""
 
 
 class LocalGeneration:
     """n answers on their way to one task."""
 
     def __init__(self, tokenizer: Any, sampling: Sampling, n: int, *, eager: bool) -> None:
+        self.sampling = sampling
         self.eager = eager or bool(sampling.stop)
         """Wants every token when it is there; otherwise each answer comes in one piece."""
         self.loop = asyncio.get_running_loop()
         self.request: Request
         """Set by the engine before anything can arrive."""
+        self._made = time.monotonic()
         self._handed_over = [0] * n
         """Tokens of each answer that have crossed; only the engine's thread counts here."""
         self._arrivals: asyncio.Queue[list[Arrival] | Exception] = asyncio.Queue()
         self._texts = [TextStream(tokenizer, sampling.stop) for _ in range(n)]
+        self._logprobs = [Logprobs(tokenizer) for _ in range(n)]
         self._num_tokens = [0] * n
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt)
+
+    @property
+    def queue_s(self) -> float:
+        return self.request.begun - self._made if self.request.begun is not None else 0.0
 
     def cancel(self) -> None:
         """Let go of it: its rows are gone before the next step."""
@@ -50,10 +61,10 @@ class LocalGeneration:
             arrivals = await self._arrivals.get()
             if isinstance(arrivals, Exception):
                 raise arrivals
-            for index, tokens, finish in arrivals:
+            for index, tokens, reports, finish in arrivals:
                 if index not in unfinished:
                     continue  # written before the engine heard of the stop string
-                delta = self._delta(index, tokens, finish)
+                delta = self._delta(index, tokens, reports, finish)
                 if delta.finish_reason:
                     unfinished.remove(index)
                 if delta.text or delta.finish_reason:
@@ -61,25 +72,50 @@ class LocalGeneration:
 
     def take(self, row: Row) -> Arrival:
         """In the engine's thread: what has not crossed yet."""
-        new = row.tokens[self._handed_over[row.index] :]
-        self._handed_over[row.index] += len(new)
-        return row.index, new, row.finish
+        start = self._handed_over[row.index]
+        self._handed_over[row.index] = len(row.tokens)
+        return row.index, row.tokens[start:], row.reports[start:], row.finish
 
     def deliver(self, arrivals: list[Arrival] | Exception) -> None:
         """In the event loop."""
         self._arrivals.put_nowait(arrivals)
 
-    def _delta(self, index: int, tokens: list[int], finish: FinishReason | None) -> Delta:
-        text = self._texts[index]
+    def _delta(self, index: int, tokens: list[int], reports: list[TokenReport], finish: FinishReason | None) -> Delta:
+        text, logprobs = self._texts[index], self._logprobs[index]
         self._num_tokens[index] += len(tokens)
         piece = text.push(tokens, last=finish is not None)
+        logprobs.push(tokens, reports)
         if text.stopped:
             self.request.sequences[index].cancelled = True
             finish = "stop"
-        return Delta(index, piece, finish, self._num_tokens[index])
+        return Delta(index, piece, finish, self._num_tokens[index], logprobs.take(piece, last=finish is not None))
 
 
-Post = tuple[LocalGeneration, list[Arrival] | Exception]
+class ScoringDone:
+    """Tells one task that its scoring has been done."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._result: asyncio.Future[None] = self.loop.create_future()
+
+    async def wait(self) -> None:
+        """Raises what stopped it."""
+        await self._result
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+
+    def deliver(self, arrivals: list[Arrival] | Exception) -> None:
+        """In the event loop."""
+        if self._result.done():
+            return
+        if isinstance(arrivals, Exception):
+            self._result.set_exception(arrivals)
+        else:
+            self._result.set_result(None)
+
+
+Post = tuple[LocalGeneration | ScoringDone, list[Arrival] | Exception]
 
 
 def hand_over(changed: Iterable[Row]) -> None:
@@ -92,9 +128,14 @@ def hand_over(changed: Iterable[Row]) -> None:
     _post(arrivals.items())
 
 
-def fail(requests: Iterable[Request], error: Exception) -> None:
-    """Tell the tasks behind these requests that nothing more will come."""
-    _post((request.owner, error) for request in requests)
+def report(scorings: Iterable[Scoring]) -> None:
+    """Tell the tasks behind these that their scores are there."""
+    _post((scoring.owner, []) for scoring in scorings)
+
+
+def fail(work: Iterable[Request | Scoring], error: Exception) -> None:
+    """Tell the tasks behind these that nothing more will come."""
+    _post((each.owner, error) for each in work)
 
 
 def _post(posts: Iterable[Post]) -> None:
@@ -116,14 +157,21 @@ def _deliver(posts: list[Post]) -> None:
 
 async def gather(generation: LocalGeneration, n: int) -> Answers:
     """All pieces of all n answers, put together."""
-    texts, ends = [""] * n, dict[int, Delta]()
+    pieces: list[list[Delta]] = [[] for _ in range(n)]
     async for delta in generation:
-        texts[delta.index] += delta.text
-        if delta.finish_reason:
-            ends[delta.index] = delta
-    return Answers(generation.num_prompt_tokens, [_completion(texts[i], ends[i]) for i in range(n)])
+        pieces[delta.index].append(delta)
+    told = generation.sampling.logprobs is not None
+    completions = [_completion(each, told) for each in pieces]
+    return Answers(generation.num_prompt_tokens, completions, generation.queue_s)
 
 
-def _completion(text: str, end: Delta) -> Completion:
+def _completion(pieces: list[Delta], told: bool) -> Completion:
+    end = pieces[-1]
     assert end.finish_reason is not None, "an answer ends with a reason"
-    return Completion(text=text, finish_reason=end.finish_reason, num_tokens=end.num_tokens)
+    logprobs: list[ChosenLogprob] = [each for piece in pieces for each in piece.logprobs]
+    return Completion(
+        text="".join(piece.text for piece in pieces),
+        finish_reason=end.finish_reason,
+        num_tokens=end.num_tokens,
+        logprobs=logprobs if told else None,
+    )

@@ -79,6 +79,8 @@ class Connection:
             follow_redirects=False,
             trust_env=False,
         )
+        self.num_asked = 0
+        """Answers that the server has been asked for and has not finished."""
         self._room = asyncio.Semaphore(upstream.max_calls)
         self._chance = random.Random()
 
@@ -88,10 +90,14 @@ class Connection:
     async def get(self, path: str) -> bytes:
         return await self.patiently(lambda: self._whole("GET", path, None))
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> bytes:
-        """The reply's body, once it is all there; at most `max_calls` are under way."""
+    async def post(self, path: str, body: Mapping[str, Any], *, answers: int = 0) -> bytes:
+        """The reply's body, once it is all there; at most `max_calls` are under way. answers: how many it is for."""
         async with self._room:
-            return await self.patiently(lambda: self._whole("POST", path, body))
+            self.num_asked += answers
+            try:
+                return await self.patiently(lambda: self._whole("POST", path, body))
+            finally:
+                self.num_asked -= answers
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         """A reply that has begun well; the caller closes it."""

@@ -18,11 +18,11 @@ from vcllm.engine.protocol import Conversation
 from vcllm.engine.remote import RemoteEngine
 from vcllm.engine.remote_scoring import largest_gap
 from vcllm.engine.text import REPLACEMENT
-from vcllm.engine.unsafe import Unsafe, refuse_code
+from vcllm.engine.unsafe import refuse_code
 from vcllm.engine.upstream import Connection, Upstream
-from vcllm.serving.proof import NEAR_TIE, Refused
+from vcllm.serving.proof import NEAR_TIE, Refused, refusing
 from vcllm.serving.settings import WriterSettings
-from vcllm.stores.models import Damaged, ModelStore
+from vcllm.stores.models import ModelStore
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +56,19 @@ class RemoteOpener:
         """
         if self.server.upstream_model:
             return self._open_fixed(version)
-        name = f"{self.role}/{version}"
-        try:
+        with refusing(f"{self.role}/{version}"):
             manifest = self.store.verify(self.role, version)
             refuse_code(self.store.path(self.role, version))
             tokenizer = self._tokenizer(manifest)
-        except (Damaged, Unsafe) as error:
-            raise Refused(f"{error}.") from error
-        except (OSError, ValueError) as error:
-            raise Refused(f"The tokenizer of {name} cannot be loaded: {error}") from error
-        if manifest.format == "adapter":
-            return self._open_adapter(manifest, tokenizer)
-        return self._open_full(manifest, tokenizer)
+            return (self._open_adapter if manifest.format == "adapter" else self._open_full)(manifest, tokenizer)
+
+    def checksum(self, version: str) -> str:
+        """Empty for the fixed model: nobody tells which weights a name stands for."""
+        return "" if self.server.upstream_model else self.store.checksum(self.role, version)
+
+    def shortage(self, version: str, *, alone: bool) -> str | None:
+        """None: it takes no memory here, and what it takes there is for the upstream to refuse."""
+        return None
 
     def _open_fixed(self, model: str) -> RemoteEngine:
         """The one model that is configured; there are no others."""

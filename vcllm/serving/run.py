@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from types import FrameType
 from typing import TypeVar
 
 import uvicorn
@@ -15,9 +20,15 @@ from pydantic_settings import BaseSettings
 
 from vcllm.serving.settings import ServerSettings, WriterSettings
 from vcllm.settings import Settings
+from vcllm.web.doorkeeper import Doorkeeper
+
+log = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 TOKEN_MISSING = "The internal token is empty. Set VCLLM_INTERNAL_TOKEN to a long random string."
+
+LAST_WORDS_S = 1.0
+"""For those who are still inside after `drain_s`: they are told, then the port's last connections are cut."""
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -27,7 +38,7 @@ class CannotStart(Exception):
 
 
 def run_server(server_settings: type[S], create_app: Callable[[S, Settings], FastAPI]) -> int:
-    """Serve until SIGTERM or SIGINT, then finish what runs; the exit code.
+    """Serve until SIGTERM or SIGINT, then finish what runs; the exit code. A second signal ends it at once.
 
     Configured by the environment; prints one sentence when it cannot start.
     """
@@ -41,15 +52,46 @@ def run_server(server_settings: type[S], create_app: Callable[[S, Settings], Fas
         return 1
     logging.basicConfig(level=shared.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every call
+    app = create_app(server, shared)
     config = uvicorn.Config(
-        create_app(server, shared),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=round(server.drain_s),
+        timeout_graceful_shutdown=math.ceil(server.drain_s + LAST_WORDS_S),
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    gc.freeze()  # what the imports made stays for ever; looking through it again stops every stream for 0.3 s
+    gc.enable()
+    DrainingServer(config, app.state.keeper, server.drain_s, server.drain_pause_s).run(sockets=[listening])
     return 0
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal it is not ready and refuses work; after a pause it closes its port and waits for the rest."""
+
+    def __init__(self, config: uvicorn.Config, keeper: Doorkeeper, drain_s: float, pause_s: float) -> None:
+        super().__init__(config)
+        self.keeper = keeper
+        self.drain_s = drain_s
+        self.pause_s = min(pause_s, drain_s)
+        self._told_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Notes the signal only: it may have come at any moment, also in the middle of the event loop's own work."""
+        if self._told_at is None:
+            self._told_at = time.monotonic()
+            return
+        signal.signal(sig, signal.SIG_DFL)
+        signal.raise_signal(sig)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._told_at is not None:
+            if not self.keeper.draining:
+                log.info("Shutting down: %d requests are still inside.", self.keeper.num_inside)
+                self.keeper.drain(self.drain_s)
+            if time.monotonic() >= self._told_at + self.pause_s:
+                self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def read_settings(server_settings: type[S]) -> tuple[S, Settings]:
@@ -60,7 +102,9 @@ def read_settings(server_settings: type[S]) -> tuple[S, Settings]:
         first = error.errors()[0]
         whose = server_settings if error.title == server_settings.__name__ else Settings
         variable = variable_of(whose, str(first["loc"][0]))
-        raise CannotStart(f"{variable}={first['input']} cannot be used: {first['msg']}.") from error
+        # An address with an "@" in it may hold a password.
+        shown = variable if "@" in str(first["input"]) else f"{variable}={first['input']}"
+        raise CannotStart(f"{shown} cannot be used: {first['msg']}.") from error
     if not shared.internal_token.get_secret_value():
         raise CannotStart(TOKEN_MISSING)
     return server, shared

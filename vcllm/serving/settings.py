@@ -24,12 +24,22 @@ class ServerSettings(BaseSettings):
     """CPU threads of the model's arithmetic; None: torch decides."""
     max_waiting: int = Field(default=2048, ge=1)
     """Answers waiting or running, over all requests; more are refused with 429."""
+    max_waiting_tokens: int = Field(default=1 << 21, ge=1)
+    """Tokens these answers may come to have, prompts included; more are refused with 429."""
     max_loaded: int = Field(default=3, ge=1)
     """Versions kept in memory, the current one included; one more while versions change."""
+    memory_reserve_gib: float = Field(default=0.5, ge=0)
+    """Memory that stays free beside a version being loaded; less than that, and the load waits."""
+    memory_wait_s: float = Field(default=300.0, ge=0)
+    """How long a promoted version waits for memory before it counts as refused."""
+    load_s: float = Field(default=600.0, gt=0)
+    """A version that takes longer to load is refused."""
     poll_s: float = Field(default=0.5, gt=0)
     """How often the aliases are looked at."""
     drain_s: float = Field(default=30.0, ge=0)
     """How long running requests may take to finish after SIGTERM."""
+    drain_pause_s: float = Field(default=0.5, ge=0)
+    """How long the port stays open after SIGTERM, so that balancers see it is not ready; part of `drain_s`."""
 
 
 class WriterSettings(ServerSettings):
@@ -70,6 +80,8 @@ class WriterSettings(ServerSettings):
     @field_validator("upstream_url")
     @classmethod
     def _address(cls, url: str) -> str:
+        if "@" in url:
+            raise ValueError("it must hold no name or password; the setting upstream_key is for what proves who asks")
         parts = urlsplit(url)
         if url and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
             raise ValueError("write it as http://host:port")

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vcllm.engine.cache import bytes_per_token
-from vcllm.engine.load import Loaded
+from vcllm.engine.load import Loaded, context_of
 from vcllm.engine.local import LocalEngine
 from vcllm.engine.prefill import Limits
 from vcllm.serving.pool import VersionPool
-from vcllm.serving.settings import WriterSettings
+from vcllm.serving.settings import ServerSettings, WriterSettings
+
+
+def cache_bytes(server: ServerSettings, config: Any, dtype: torch.dtype) -> int:
+    """What the keys and values of one version may grow to; 0 on a server whose model writes nothing."""
+    if not isinstance(server, WriterSettings):
+        return 0
+    full = server.max_rows * context_of(config) * bytes_per_token(config.get_text_config(), dtype)
+    return min(int(server.cache_gib * 2**30), full)
+
+
+PREFIX_SHARE = 8
+"""One part in so many of a cache's memory keeps what prompts begin with."""
 
 
 def writer(server: WriterSettings) -> Callable[[Loaded], LocalEngine]:
@@ -20,14 +34,26 @@ def writer(server: WriterSettings) -> Callable[[Loaded], LocalEngine]:
 
     def make(loaded: Loaded) -> LocalEngine:
         bytes_each = bytes_per_token(loaded.model.config.get_text_config(), loaded.model.dtype)
+        num_tokens = int(server.cache_gib * 2**30) // bytes_each
         limits = Limits(
             max_rows=server.max_rows,
-            max_tokens=int(server.cache_gib * 2**30) // bytes_each,
+            max_tokens=num_tokens - num_tokens // PREFIX_SHARE,
             prefill_tokens=server.prefill_tokens,
+            prefix_tokens=num_tokens // PREFIX_SHARE,
         )
-        return LocalEngine(loaded, limits, default_max_tokens=server.default_max_tokens)
+        return LocalEngine(loaded, limits, default_max_tokens=server.default_max_tokens, own=True)
 
     return make
+
+
+def rows(pool: VersionPool[LocalEngine]) -> int:
+    """Answers being written, by all versions together."""
+    return sum(len(held.model.batch.rows) for held in pool.held)
+
+
+def dead(engine: LocalEngine) -> bool:
+    """Whether it will never answer again."""
+    return not engine.alive
 
 
 class EngineCollector(Collector):

@@ -75,3 +75,11 @@ def pairs_dead_key(lineage: str) -> str:
 
 def aliases_key(role: str) -> str:
     return f"{PREFIX}aliases:{role}"
+
+
+def servers_key(role: str) -> str:
+    return f"{PREFIX}servers:{role}"
+
+
+def server_key(role: str, server: str) -> str:
+    return f"{PREFIX}server:{role}:{server}"

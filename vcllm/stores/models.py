@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -15,9 +16,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from vcllm.contracts.base import NAME_PATTERN
 from vcllm.contracts.manifests import ROLES, Manifest
 from vcllm.contracts.problems import BadRequest, NotFound
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORBIDDEN = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"}
@@ -50,35 +55,52 @@ class ModelStore:
         return (self.path(role, version) / MANIFEST).is_file()
 
     def manifest(self, role: str, version: str) -> Manifest:
+        """NotFound when there is none, Damaged when it cannot be read."""
         file = self.path(role, version) / MANIFEST
         if not file.is_file():
             raise NotFound(f"There is no {role} version '{version}'.", code="model_not_found")
-        return Manifest.model_validate_json(file.read_text())
+        return read_manifest(file)
 
     def manifests(self, role: str | None = None) -> list[Manifest]:
-        """Every version, oldest first."""
-        found = [
-            Manifest.model_validate_json(file.read_text())
-            for name in ([role] if role else ROLES)
-            for file in (self.root / name).glob(f"[!.]*/{MANIFEST}")
-        ]
+        """Every version, oldest first; one whose manifest cannot be read is logged and left out."""
+        found = []
+        for name in [role] if role else ROLES:
+            for file in (self.root / name).glob(f"[!.]*/{MANIFEST}"):
+                try:
+                    found.append(read_manifest(file))
+                except Damaged as error:
+                    log.warning("A version is left out of the list: %s.", error)
         return sorted(found, key=lambda manifest: manifest.created)
 
     def checksum(self, role: str, version: str) -> str:
         """sha256 of the manifest, which holds the hash of every file: the version's exact content."""
         return sha256_file(self.path(role, version) / MANIFEST)
 
+    def inspect(self, role: str, version: str) -> Manifest:
+        """The manifest, when the folder holds the files it lists and no others; Damaged otherwise.
+
+        A loader opens whatever it finds in the folder, so a file that the manifest does not list is damage too.
+        """
+        manifest, folder = self.manifest(role, version), self.path(role, version)
+        name = f"{role}/{version}"
+        if (manifest.role, manifest.name) != (role, version):
+            raise Damaged(f"{name}: its manifest is that of {manifest.role}/{manifest.name}")
+        if not folder.resolve().is_relative_to(self.root.resolve()):
+            raise Damaged(f"{name} lies outside of the model store")
+        if added := unlisted(folder, manifest):
+            raise Damaged(f"{name}: {', '.join(added)} is not listed in its manifest")
+        for file in (MANIFEST, *manifest.files):
+            if not (folder / file).resolve().is_relative_to(folder.resolve()):
+                raise Damaged(f"{name}: {file} lies outside of its version")
+            if not (folder / file).is_file():
+                raise Damaged(f"{name}: {file} is missing")
+        return manifest
+
     def verify(self, role: str, version: str) -> Manifest:
         """The manifest, after every file was read and compared; Damaged otherwise."""
-        manifest = self.manifest(role, version)
-        folder = self.path(role, version)
+        manifest, folder = self.inspect(role, version), self.path(role, version)
         for name, expected in manifest.files.items():
-            file = folder / name
-            if not file.resolve().is_relative_to(folder.resolve()):
-                raise Damaged(f"{role}/{version}: {name} lies outside of its version")
-            if not file.is_file():
-                raise Damaged(f"{role}/{version}: {name} is missing")
-            if sha256_file(file) != expected:
+            if sha256_file(folder / name) != expected:
                 raise Damaged(f"{role}/{version}: {name} does not match its manifest")
         return manifest
 
@@ -116,6 +138,23 @@ class ModelStore:
         except OSError as error:
             raise translate_full_disk(error, target) from error
         return target
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Damaged when it is not one."""
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        where = f"{file.parent.parent.name}/{file.parent.name}"
+        reason = "; ".join(each["msg"] for each in error.errors()[:1]) if isinstance(error, ValidationError) else error
+        raise Damaged(f"{where}: {MANIFEST} cannot be read: {reason}") from error
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """Files and links that the manifest does not know; hidden ones, which no loader opens, are left out."""
+    known = {MANIFEST, *manifest.files}
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(str(path) for path in found if str(path) not in known and not path.name.startswith("."))
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vcllm.contracts.problems import Problem
+from vcllm.web.body import BodyDeadline, DeclaredLength, header_of
 from vcllm.web.replies import error_reply, problem_reply
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any] | None]]
@@ -34,10 +35,15 @@ CLIENT_GONE = 499
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request being served, for logs and for calls made on its behalf."""
 
+JSON_WANTED = "Send JSON, with the header Content-Type: application/json."
+LONGEST_PARAM = 200
+"""Characters of a field's name that are said again; it may be the sender's own invention."""
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _CODES = {
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_media_type",
 }
@@ -58,11 +64,14 @@ class Service(FastAPI):
         return RequestId(stack)
 
 
-def create_service(title: str, *, lifespan: Lifespan | None, max_body_bytes: int = 8 << 20) -> FastAPI:
+def create_service(
+    title: str, *, lifespan: Lifespan | None, max_body_bytes: int = 8 << 20, body_timeout_s: float = 30.0
+) -> FastAPI:
     """An app without docs routes.
 
     title: the service's role; it becomes the `role` label of its metrics.
     max_body_bytes: a larger body is refused with 413, whether its length is declared or not.
+    body_timeout_s: a body that takes longer is given up with 408.
     """
     app = Service(
         title=title,
@@ -73,6 +82,7 @@ def create_service(title: str, *, lifespan: Lifespan | None, max_body_bytes: int
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.layers.append(partial(BodyDeadline, timeout_s=body_timeout_s))
     app.layers.append(partial(DeclaredLength, max_body_bytes=max_body_bytes))
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _framework_error)
@@ -92,7 +102,7 @@ class RequestId:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        sent = _header(scope, b"x-request-id")
+        sent = header_of(scope, b"x-request-id")
         id_ = sent if _SAFE_ID.fullmatch(sent) else f"req-{secrets.token_hex(12)}"
         scope["vc_started"] = time.perf_counter()
 
@@ -108,37 +118,12 @@ class RequestId:
             request_id.reset(token)
 
 
-class DeclaredLength:
-    """Refuses a body that is declared too long before any of it is read.
-
-    A body without a declared length is counted by the framework's own limit.
-    """
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self.app = app
-        self.max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            declared = _header(scope, b"content-length")
-            if len(declared) > 18 or (declared.isdecimal() and int(declared) > self.max_body_bytes):
-                message = f"The body has {declared[:18]} bytes; at most {self.max_body_bytes} are accepted."
-                reply = error_reply(413, message, "invalid_request_error", "request_too_large")
-                await reply(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
 class RequestIdFilter(logging.Filter):
     """Gives every log record the field `request_id`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
         return True
-
-
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value for key, value in scope["headers"] if key == name), b"").decode("latin-1")
 
 
 async def _problem(_: Request, problem: Exception) -> Response:
@@ -152,6 +137,7 @@ async def _framework_error(request: Request, error: Exception) -> Response:
         404: f"There is nothing at {request.method} {request.url.path}.",
         405: f"{request.url.path} does not take {request.method}.",
         413: "The body is larger than this server accepts.",
+        415: JSON_WANTED,
     }
     message = messages.get(error.status_code, f"{error.detail or HTTPStatus(error.status_code).phrase}.")
     type_ = "not_found_error" if error.status_code == 404 else "invalid_request_error"
@@ -165,12 +151,11 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
     if where == ["body"] and "json" not in request.headers.get("content-type", ""):
-        message = "Send JSON, with the header Content-Type: application/json."
-        return error_reply(415, message, "invalid_request_error", _CODES[415])
+        return error_reply(415, JSON_WANTED, "invalid_request_error", _CODES[415])
     if first["type"] == "json_invalid":
         message = f"The body is not valid JSON: {first.get('ctx', {}).get('error', 'cannot be read')}."
         return error_reply(400, message, "invalid_request_error", "invalid_json")
-    param = ".".join(where[1:]) or where[0]
+    param = ".".join(where[1:])[:LONGEST_PARAM] or where[0]
     return error_reply(400, f"{param}: {first['msg']}", "invalid_request_error", first["type"], param)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -18,16 +18,22 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
 
     The request's body must have been read before. `work` has ended when this returns, whichever way.
     """
-    return await until_disconnect(request.receive, work)
+    return await unless_gone(disconnected(request.receive), work)
 
 
-async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """The same for whoever has no request, only its channel.
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
-    `work` is cancelled once, as asyncio does it, so it may still await while it cleans up.
+
+async def unless_gone(leaving: Coroutine[Any, Any, None], work: Awaitable[T]) -> T:
+    """The result of `work`; when `leaving` returns first, `work` is cancelled (then: ClientDisconnect).
+
+    Cancelled once, as asyncio does it, so it may still await while it cleans up.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(receive))
+    gone = asyncio.create_task(leaving)
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -36,11 +42,6 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     finally:
         await _stop(gone)
         await _stop(task)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _stop(task: asyncio.Future[T]) -> None:

@@ -11,15 +11,19 @@ Check = Callable[[], str | None]
 """None: all is well; otherwise a sentence that says what is missing. Must not block."""
 
 
-def add_health(app: FastAPI, ready: Check, started: Check | None = None) -> None:
+def well() -> None:
+    """The check of what is well as long as it answers."""
+
+
+def add_health(app: FastAPI, ready: Check, started: Check = well, live: Check = well) -> None:
     """`GET /health/live`, `/health/ready` and `/health/startup`, open to everybody.
 
-    started: None: up as soon as it answers.
+    ready: it can serve now. started: it knows what it can serve. live: it can become well without a new process.
     """
 
     @app.get("/health/live")
-    async def live() -> JSONResponse:
-        return _reply(None)
+    async def is_live() -> JSONResponse:
+        return _reply(live())
 
     @app.get("/health/ready")
     async def is_ready() -> JSONResponse:
@@ -27,7 +31,7 @@ def add_health(app: FastAPI, ready: Check, started: Check | None = None) -> None
 
     @app.get("/health/startup")
     async def has_started() -> JSONResponse:
-        return _reply(started() if started else None)
+        return _reply(started())
 
 
 def _reply(problem: str | None) -> JSONResponse:

@@ -9,6 +9,7 @@ from typing import Any
 from vcllm.contracts.problems import (
     BadRequest,
     Conflict,
+    DeadlineExceeded,
     Forbidden,
     NotFound,
     Overloaded,
@@ -20,7 +21,8 @@ from vcllm.contracts.problems import (
 )
 
 _BY_STATUS: dict[int, type[Problem]] = {
-    kind.status: kind for kind in (Unauthenticated, Forbidden, NotFound, Conflict, Overloaded, Unavailable)
+    kind.status: kind
+    for kind in (Unauthenticated, Forbidden, NotFound, Conflict, Overloaded, Unavailable, DeadlineExceeded)
 }
 
 

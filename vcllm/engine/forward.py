@@ -1,0 +1,43 @@
+"""A model as the engine sees it: tokens and their places in, logits out; keys and values go into a slot cache."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vcllm.engine.cache import SlotCache
+from vcllm.engine.masks import Masks
+
+# Shapes: B rows, T new positions, K of them kept, V vocabulary.
+
+
+class Forward(Protocol):
+    """One forward pass. The cache has been aimed at the positions (`SlotCache.aim`)."""
+
+    def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        """Logits [B, K, V] at `keep_BK`, which counts the new positions of each row from 0."""
+        ...
+
+
+class ModelForward:
+    """By the model's own code, whatever its architecture."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        self.model = model
+        self.masks = Masks(config, None if config._attn_implementation == "sdpa" else model.dtype)
+        self.by_kind = getattr(config, "layer_types", None) is not None and self.masks.window is not None
+        """Whether the model wants a mask for each kind of attention, by name."""
+
+    def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        masks = self.masks(position_BT, cache.slots.length)
+        logits_BKV: Tensor = self.model(
+            input_ids=ids_BT,
+            position_ids=position_BT,
+            attention_mask=masks if self.by_kind else next(iter(masks.values())),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep_BK,
+        ).logits
+        return logits_BKV

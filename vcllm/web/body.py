@@ -1,0 +1,89 @@
+"""The body of a request: how long it may be, how long it may take, and how it is read.
+
+A slow or endless body is given up before it holds anything but its own connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vcllm.web.replies import error_reply
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class DeclaredLength:
+    """Refuses a body that is declared too long before any of it is read.
+
+    A body without a declared length is counted by the framework's own limit.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            declared = header_of(scope, b"content-length")
+            if len(declared) > 18 or (declared.isdecimal() and int(declared) > self.max_body_bytes):
+                message = f"The body has {declared[:18]} bytes; at most {self.max_body_bytes} are accepted."
+                reply = error_reply(413, message, "invalid_request_error", "request_too_large")
+                await reply(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class BodyDeadline:
+    """Gives up a body that is not complete `timeout_s` after it was first asked for, however it drips."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self.app = app
+        self.timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            receive = self._in_time(receive)
+        await self.app(scope, receive, send)
+
+    def _in_time(self, receive: Receive) -> Receive:
+        deadline: float | None = None
+        complete = False
+
+        async def receive_in_time() -> Message:
+            nonlocal deadline, complete
+            if complete:
+                return await receive()
+            deadline = deadline or asyncio.get_running_loop().time() + self.timeout_s
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                late = f"The body did not arrive within {self.timeout_s:g} s. Send it faster, or in smaller requests"
+                raise HTTPException(408, late, headers={"connection": "close"}) from error
+            complete = not message.get("more_body", False)
+            return message
+
+        return receive_in_time
+
+
+async def read_json(request: Request, model: type[M]) -> M:
+    """The body as a message. A body without a content type is taken for JSON."""
+    if "json" not in request.headers.get("content-type", "json"):
+        raise HTTPException(415)
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
+
+
+def header_of(scope: Scope, name: bytes) -> str:
+    """A request header by its lower-case name; empty when it was not sent."""
+    return next((value for key, value in scope["headers"] if key == name), b"").decode("latin-1")
