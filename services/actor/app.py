@@ -132,7 +132,7 @@ def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[Engine]) 
 
 async def answer(body: ChatRequest, serving: Serving[Engine]) -> tuple[ChatReply, Answers]:
     """A whole reply, and what it was made from."""
-    sampling, version = body.sampling, version_named(body.model)
+    sampling, version = body.sampling, version_named(body.model, serving)
     async with serving.admit([body.messages], sampling.max_tokens, body.n), serving.pool.use(version) as held:
         [answers] = await held.model.complete([body.messages], sampling, body.n)
     serving.meter.answered([answers])
@@ -148,7 +148,7 @@ async def answer(body: ChatRequest, serving: Serving[Engine]) -> tuple[ChatReply
 
 
 async def answer_batch(body: ChatBatchRequest, serving: Serving[Engine]) -> ChatBatchReply:
-    version = version_named(body.model)
+    version = version_named(body.model, serving)
     room = serving.admit(body.conversations, body.sampling.max_tokens, body.n)
     async with room, serving.pool.use(version) as held:
         answers = await held.model.complete(body.conversations, body.sampling, body.n)
@@ -161,7 +161,7 @@ async def open_stream(body: ChatRequest, serving: Serving[Engine]) -> ChatStream
     async with AsyncExitStack() as stack:
         sampling = body.sampling
         entry = await stack.enter_async_context(serving.admit([body.messages], sampling.max_tokens, body.n))
-        held = await stack.enter_async_context(serving.pool.use(version_named(body.model)))
+        held = await stack.enter_async_context(serving.pool.use(version_named(body.model, serving)))
         generation = await held.model.generate(body.messages, sampling, body.n)
         stack.callback(generation.cancel)
         serving.correct(entry, generation, sampling.max_tokens, body.n)
@@ -175,10 +175,10 @@ async def open_stream(body: ChatRequest, serving: Serving[Engine]) -> ChatStream
         )
 
 
-def version_named(model: str) -> str | None:
-    """None: the current one. NotFound for what cannot be a version's name."""
+def version_named(model: str, serving: Serving[Engine]) -> str | None:
+    """None: the current one. NotFound for what cannot be a version's name; an upstream's model may have any."""
     version = resolve(model, ALIGNED_MODEL)
-    if version is None or re.fullmatch(NAME_PATTERN, version):
+    if version is None or version == serving.pool.current or re.fullmatch(NAME_PATTERN, version):
         return version
     raise no_model(model)
 

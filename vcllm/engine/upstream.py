@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ LONGEST_PAUSE_S = 8.0
 LONGEST_WAIT_S = 30.0
 """A server that asks for more patience than this is not waited for: the caller is told."""
 TIMED_OUT = "upstream_timeout"
+TOO_LONG = re.compile(r"(context|model) length|max_model_len", re.IGNORECASE)
+"""How servers say that a text does not fit into the model."""
 NOT_SUPPORTED = "not_supported_by_upstream"
 
 T = TypeVar("T")
@@ -193,7 +196,7 @@ def problem_of(status: int, body: bytes, headers: Mapping[str, str]) -> Problem:
         return Overloaded(message, retry_after_s=retry_after(headers))
     if status >= 500 or status == HTTPStatus.REQUEST_TIMEOUT:
         return Unavailable(message, retry_after_s=retry_after(headers))
-    if "context length" in message.lower():
+    if TOO_LONG.search(message):
         code = "context_length_exceeded"
     param = error.get("param")
     return BadRequest(
