@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # these bring torch, which a role with an upstream does witho
     from vcllm.engine.local import LocalEngine
 
 
-def actor_serving(request: Request) -> Serving[Engine]:
+async def actor_serving(request: Request) -> Serving[Engine]:
     serving: Serving[Engine] = request.state.serving
     return serving
 

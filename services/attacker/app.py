@@ -17,7 +17,7 @@ from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 
 
-def attacker_serving(request: Request) -> Serving[Engine]:
+async def attacker_serving(request: Request) -> Serving[Engine]:
     serving: Serving[Engine] = request.state.serving
     return serving
 

@@ -16,7 +16,7 @@ from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 
 
-def critic_serving(request: Request) -> Serving[Critic]:
+async def critic_serving(request: Request) -> Serving[Critic]:
     serving: Serving[Critic] = request.state.serving
     return serving
 

@@ -455,7 +455,7 @@ def test_a_server_that_hangs_up_is_unavailable() -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(Unavailable, match="RemoteProtocolError"):
+        with pytest.raises(Unavailable, match="does not answer: (RemoteProtocol|Read)Error"):
             completed(f"http://127.0.0.1:{listener.getsockname()[1]}", num_retries=0)
         thread.join()
 
@@ -520,6 +520,37 @@ def test_without_a_tokenizer_a_vllm_server_tokenizes(fake: FakeUpstream, url: st
     assert score == -0.5
     assert [body.get("add_special_tokens", True) for body in fake.asked("/tokenize")] == [True, False]
     assert fake.asked(READ)[0]["prompt"] == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("sentence", ["maximum context length is 9", "longer than the maximum model length of 9"])
+def test_a_text_that_is_too_long_to_score_is_told_apart(sentence: str, fake: FakeUpstream, url: str) -> None:
+    """Whoever scores many can then leave this one out, as with our own engine."""
+    fake.script(READ, refused(400, sentence))
+
+    with pytest.raises(BadRequest) as raised:
+        run(url, lambda made: made.score([ASK], [["x"]]), tokenizer=tiny_tokenizer())
+
+    assert raised.value.code == "context_length_exceeded"
+
+
+def test_answers_count_as_asked_for_until_they_are_there(fake: FakeUpstream, url: str) -> None:
+    """Whole, streamed to the end, and streamed to somebody who leaves."""
+
+    async def counts(made: RemoteEngine) -> list[int]:
+        fake.script(CHAT, lambda _: (seen.append(made.num_asked), whole("a", "b"))[1])
+        seen: list[int] = []
+        await made.complete([ASK], PLAIN, 2)
+        fake.script(CHAT, streamed(chunk("a"), chunk("b", index=1), chunk(finish="stop"), chunk(finish="stop", index=1), DONE))
+        read, left = await made.generate(ASK, PLAIN, 2), await made.generate(ASK, PLAIN, 2)
+        seen.append(made.num_asked)
+        async for _ in read:
+            pass
+        seen.append(made.num_asked)
+        left.cancel()
+        await asyncio.sleep(0)
+        return [*seen, made.num_asked]
+
+    assert run(url, counts) == [2, 4, 2, 0]
 
 
 @pytest.mark.parametrize("logprobs", [None, {"token_logprobs": [-0.5]}], ids=["none", "of its own words only"])

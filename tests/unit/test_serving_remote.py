@@ -33,6 +33,13 @@ class NoWeights:
         (folder / "adapter_config.json").write_text("{}")
 
 
+class CodeInside:
+    """An adapter whose configuration names a class to import."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "adapter_config.json").write_text('{"parts": [{"auto_map": {"AutoModel": "x.Y"}}]}')
+
+
 @pytest.fixture(scope="module")
 def store() -> ModelStore:
     store, tokenizer = temporary_store(), tiny_tokenizer()
@@ -162,6 +169,27 @@ def test_a_name_leads_nowhere_but_into_the_store(
     assert fake.requests == []
 
 
+def test_what_names_code_of_its_own_never_reaches_the_upstream(fake: FakeUpstream, url: str) -> None:
+    """However deep it stands in a configuration: the upstream would open it."""
+    store = temporary_store()
+    commit_model(store, "actor", "tuned", CodeInside(), tiny_tokenizer(), base="actor/base")
+
+    with pytest.raises(Refused, match="asks for code of its own"):
+        opener(store, url).open("tuned")
+
+    assert fake.requests == []
+
+
+def test_a_version_elsewhere_takes_no_memory_and_has_a_checksum(store: ModelStore) -> None:
+    """Of our manifest; nobody knows which weights a hosted model's name stands for."""
+    ours = opener(store, "http://127.0.0.1:9")
+    hosted = opener(store, "http://127.0.0.1:9", upstream_model="Org/Hosted-1")
+
+    assert ours.shortage("tuned", alone=False) is None
+    assert ours.checksum("tuned") == store.checksum("actor", "tuned")
+    assert hosted.checksum("Org/Hosted-1") == ""
+
+
 def test_a_fixed_model_is_the_only_one(store: ModelStore, fake: FakeUpstream, url: str) -> None:
     """Under its own name; none of ours is asked for."""
     fixed = opener(store, url, upstream_model="Org/Hosted-1", upstream_dialect="openai")
@@ -205,6 +233,14 @@ def test_a_scrape_survives_an_upstream_that_fails(reply: Response, fake: FakeUps
 def test_an_address_that_is_none_is_refused_at_the_start(url: str) -> None:
     with pytest.raises(ValidationError, match="http://host:port"):
         ActorSettings(upstream_url=url)
+
+
+def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
+    """Errors end in logs."""
+    with pytest.raises(ValidationError, match="must hold no name or password") as raised:
+        ActorSettings(upstream_url="http://me:canary@host:8000")
+
+    assert "canary" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
