@@ -540,7 +540,9 @@ def test_answers_count_as_asked_for_until_they_are_there(fake: FakeUpstream, url
         fake.script(CHAT, lambda _: (seen.append(made.num_asked), whole("a", "b"))[1])
         seen: list[int] = []
         await made.complete([ASK], PLAIN, 2)
-        fake.script(CHAT, streamed(chunk("a"), chunk("b", index=1), chunk(finish="stop"), chunk(finish="stop", index=1), DONE))
+        fake.script(
+            CHAT, streamed(chunk("a"), chunk("b", index=1), chunk(finish="stop"), chunk(finish="stop", index=1), DONE)
+        )
         read, left = await made.generate(ASK, PLAIN, 2), await made.generate(ASK, PLAIN, 2)
         seen.append(made.num_asked)
         async for _ in read:
