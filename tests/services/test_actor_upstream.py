@@ -87,7 +87,8 @@ def test_an_answer_that_the_upstream_works_on_does_not_wait(actor: httpx.Client,
     fake.script(CHAT, streamed(chunk("Every"), 30.0))
 
     with actor.stream("POST", CHAT, json={**ASK, "stream": True}) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # let go of, it would close the stream
+        next(lines)
         during = metrics(actor)
 
     assert (during["vc_answers_inside"], during["vc_queue_depth"]) == (1, 0)
