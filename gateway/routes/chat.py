@@ -16,12 +16,12 @@ from gateway.auth import Chatter, allows
 from gateway.state import GatewayState, State
 from vcllm.contracts.chat import ALIGNED_MODEL, ChatRequest
 from vcllm.contracts.keys import KeyRecord, Scope
-from vcllm.contracts.problems import NotFound, Problem
+from vcllm.contracts.problems import NotFound, Problem, UpstreamFailed
 from vcllm.web.app import request_id
 from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.doorkeeper import DEADLINE_HEADER
-from vcllm.web.problems import UpstreamFailed, problem_of
+from vcllm.web.problems import problem_of
 from vcllm.web.replicas import Exchange
 from vcllm.web.sse import stream_response
 

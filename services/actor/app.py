@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
 from redis.exceptions import RedisError
@@ -31,24 +31,26 @@ from vcllm.contracts.chat import (
 )
 from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.problems import NotFound
-from vcllm.engine.load import Loaded
-from vcllm.engine.local import LocalEngine
-from vcllm.engine.protocol import Answers
+from vcllm.engine.protocol import Answers, Engine
 from vcllm.serving.pool import resolve
-from vcllm.serving.service import QUEUE_HEADER, VERSION_HEADER, Serving, build_serving, guard, serve_role
-from vcllm.serving.writers import EngineCollector, dead, rows, writer
+from vcllm.serving.service import QUEUE_HEADER, VERSION_HEADER, Serving, guard, serve_role
+from vcllm.serving.writing import build_writer
 from vcllm.settings import Settings
 from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.sse import stream_response
 
+if TYPE_CHECKING:  # these bring torch, which a role with an upstream does without
+    from vcllm.engine.load import Loaded
+    from vcllm.engine.local import LocalEngine
 
-async def actor_serving(request: Request) -> Serving[LocalEngine]:
-    serving: Serving[LocalEngine] = request.state.serving
+
+async def actor_serving(request: Request) -> Serving[Engine]:
+    serving: Serving[Engine] = request.state.serving
     return serving
 
 
-ServingDep = Annotated[Serving[LocalEngine], Depends(actor_serving)]
+ServingDep = Annotated[Serving[Engine], Depends(actor_serving)]
 
 
 def create_app(
@@ -62,8 +64,8 @@ def create_app(
     engine: makes of a loaded version what answers; None: one with the server's limits.
     """
     server, shared = server or ActorSettings(), shared or Settings()
-    serving = build_serving("actor", "causal", server, shared, engine or writer(server), running=rows, dead=dead)
-    app = serve_role(serving, shared, EngineCollector(serving.pool))
+    serving, collectors = build_writer("actor", server, shared, engine)
+    app = serve_role(serving, shared, *collectors)
     internal = [guard(shared)]
     app.post("/v1/chat/completions", dependencies=internal, response_model=None)(chat)
     app.post("/v1/chat/completions/batch", dependencies=internal)(chat_batch)
@@ -117,7 +119,7 @@ def get_model(model: str, serving: ServingDep) -> ModelCard:
     raise no_model(model)
 
 
-def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngine]) -> ModelCard:
+def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[Engine]) -> ModelCard:
     """One version, with the aliases that point at it."""
     return ModelCard(
         id=manifest.name,
@@ -128,9 +130,9 @@ def card(manifest: Manifest, aliases: dict[str, str], serving: Serving[LocalEngi
     )
 
 
-async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> tuple[ChatReply, Answers]:
+async def answer(body: ChatRequest, serving: Serving[Engine]) -> tuple[ChatReply, Answers]:
     """A whole reply, and what it was made from."""
-    sampling, version = body.sampling, version_named(body.model)
+    sampling, version = body.sampling, version_named(body.model, serving)
     async with serving.admit([body.messages], sampling.max_tokens, body.n), serving.pool.use(version) as held:
         [answers] = await held.model.complete([body.messages], sampling, body.n)
     serving.meter.answered([answers])
@@ -145,8 +147,8 @@ async def answer(body: ChatRequest, serving: Serving[LocalEngine]) -> tuple[Chat
     return reply, answers
 
 
-async def answer_batch(body: ChatBatchRequest, serving: Serving[LocalEngine]) -> ChatBatchReply:
-    version = version_named(body.model)
+async def answer_batch(body: ChatBatchRequest, serving: Serving[Engine]) -> ChatBatchReply:
+    version = version_named(body.model, serving)
     room = serving.admit(body.conversations, body.sampling.max_tokens, body.n)
     async with room, serving.pool.use(version) as held:
         answers = await held.model.complete(body.conversations, body.sampling, body.n)
@@ -154,12 +156,12 @@ async def answer_batch(body: ChatBatchRequest, serving: Serving[LocalEngine]) ->
     return ChatBatchReply(model=held.version, completions=[each.completions for each in answers])
 
 
-async def open_stream(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatStream:
+async def open_stream(body: ChatRequest, serving: Serving[Engine]) -> ChatStream:
     """Everything that can be refused is refused here, before the first byte of a stream."""
     async with AsyncExitStack() as stack:
         sampling = body.sampling
         entry = await stack.enter_async_context(serving.admit([body.messages], sampling.max_tokens, body.n))
-        held = await stack.enter_async_context(serving.pool.use(version_named(body.model)))
+        held = await stack.enter_async_context(serving.pool.use(version_named(body.model, serving)))
         generation = await held.model.generate(body.messages, sampling, body.n)
         stack.callback(generation.cancel)
         serving.correct(entry, generation, sampling.max_tokens, body.n)
@@ -173,10 +175,10 @@ async def open_stream(body: ChatRequest, serving: Serving[LocalEngine]) -> ChatS
         )
 
 
-def version_named(model: str) -> str | None:
-    """None: the current one. NotFound for what cannot be a version's name."""
+def version_named(model: str, serving: Serving[Engine]) -> str | None:
+    """None: the current one. NotFound for what cannot be a version's name; an upstream's model may have any."""
     version = resolve(model, ALIGNED_MODEL)
-    if version is None or re.fullmatch(NAME_PATTERN, version):
+    if version is None or version == serving.pool.current or re.fullmatch(NAME_PATTERN, version):
         return version
     raise no_model(model)
 

@@ -10,26 +10,26 @@ from services.attacker.refusals import is_refusal
 from services.attacker.settings import AttackerSettings
 from vcllm.contracts.attacks import Attack, AttackGoal, AttackReply, AttackRequest, attack_prompt
 from vcllm.contracts.chat import ChatMessage, Completion, Sampling
-from vcllm.engine.local import LocalEngine
-from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
-from vcllm.serving.writers import EngineCollector, dead, rows, writer
+from vcllm.engine.protocol import Engine
+from vcllm.serving.service import VERSION_HEADER, Serving, guard, serve_role
+from vcllm.serving.writing import build_writer
 from vcllm.settings import Settings
 from vcllm.web.disconnect import cancel_on_disconnect
 
 
-async def attacker_serving(request: Request) -> Serving[LocalEngine]:
-    serving: Serving[LocalEngine] = request.state.serving
+async def attacker_serving(request: Request) -> Serving[Engine]:
+    serving: Serving[Engine] = request.state.serving
     return serving
 
 
-ServingDep = Annotated[Serving[LocalEngine], Depends(attacker_serving)]
+ServingDep = Annotated[Serving[Engine], Depends(attacker_serving)]
 
 
 def create_app(server: AttackerSettings | None = None, shared: Settings | None = None) -> FastAPI:
     """The Attacker as an app; without arguments it is configured by the environment."""
     server, shared = server or AttackerSettings(), shared or Settings()
-    serving = build_serving("attacker", "causal", server, shared, writer(server), running=rows, dead=dead)
-    app = serve_role(serving, shared, EngineCollector(serving.pool))
+    serving, collectors = build_writer("attacker", server, shared)
+    app = serve_role(serving, shared, *collectors)
     app.post("/v1/attacks", dependencies=[guard(shared)])(attack)
     return app
 
@@ -41,7 +41,7 @@ async def attack(body: AttackRequest, request: Request, response: Response, serv
     return reply
 
 
-async def write_attacks(body: AttackRequest, serving: Serving[LocalEngine]) -> AttackReply:
+async def write_attacks(body: AttackRequest, serving: Serving[Engine]) -> AttackReply:
     conversations = [[ChatMessage(role="user", content=attack_prompt(goal))] for goal in body.goals]
     sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
     async with serving.admit(conversations, body.max_tokens), serving.pool.use(body.model) as held:

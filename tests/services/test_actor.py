@@ -440,6 +440,10 @@ def is_ready(client: httpx.Client) -> bool:
     [
         ({"VCLLM_INTERNAL_TOKEN": ""}, "Set VCLLM_INTERNAL_TOKEN"),
         ({"ACTOR_PORT": "many"}, "ACTOR_PORT=many cannot be used"),
+        (
+            {"ACTOR_UPSTREAM_URL": "http://me:pass@host"},
+            "ACTOR_UPSTREAM_URL cannot be used: Value error, it must hold no",
+        ),
         ({"ACTOR_DEVICE": "abacus"}, "ACTOR_DEVICE=abacus cannot be used"),
         ({"ACTOR_HOST": "192.0.2.1"}, "Cannot listen on 192.0.2.1"),
     ],

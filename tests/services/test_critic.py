@@ -34,7 +34,7 @@ from vcllm.contracts.critiques import (
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
 from vcllm.engine.scoring import class_probabilities, critic_text
-from vcllm.serving.versions import Refused
+from vcllm.serving.proof import Refused
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis

@@ -19,7 +19,7 @@ from vcllm.contracts.base import Language
 from vcllm.contracts.critiques import Comparison, ComparisonItem, Critique, CritiqueItem, Outcome
 from vcllm.contracts.problems import Unavailable
 from vcllm.engine.load import Loaded
-from vcllm.serving.versions import Refused
+from vcllm.serving.proof import Refused
 from vcllm.settings import Settings
 from vcllm.stores.models import ModelStore
 

@@ -28,7 +28,8 @@ from vcllm.engine.load import Kind, Loaded, Loader
 from vcllm.serving import watcher as watcher_module
 from vcllm.serving.memory import host_bytes, reclaim
 from vcllm.serving.pool import NOT_PROMOTED, VersionPool, resolve
-from vcllm.serving.versions import Refused, VersionOpener, check_probes
+from vcllm.serving.proof import Refused
+from vcllm.serving.versions import VersionOpener, check_probes
 from vcllm.serving.watcher import AliasWatcher
 from vcllm.stores.models import ModelStore, hash_files
 
@@ -53,11 +54,15 @@ class FakeVersions:
         self.slow: dict[str, threading.Event] = {}
         """Loads that end when they are told to."""
         self.fits: Callable[[bool], bool] = lambda alone: True
+        self.absent: str | None = None
+        """Why none can be opened for now."""
 
     def open(self, version: str) -> FakeModel:
         self.opened.append(version)
         if version in self.slow:
             self.slow[version].wait(10)
+        if self.absent:
+            raise Unavailable(self.absent)
         if version in self.refused:
             raise Refused(f"{version} is not what it says.")
         return FakeModel(version)
@@ -231,6 +236,26 @@ def test_the_watcher_keeps_what_it_has(
     aliases.current = None
     watcher.look()
     assert watcher.pool.current == "v2"
+
+
+def test_a_version_whose_upstream_is_starting_is_tried_again_soon(
+    watcher: AliasWatcher, aliases: FakeAliases, versions: FakeVersions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it does not answer yet says nothing about the version, so it does not count as refused."""
+    aliases.current = "v1"
+    versions.absent = "It does not answer."
+    watcher.look()
+    watcher.look()
+    waiting = watcher.pending
+    assert waiting is not None and (waiting.refused, watcher.missing) == (False, "It does not answer.")
+    assert (len(versions.opened), watcher.looked, watcher.num_refused) == (1, True, 0)
+
+    versions.absent = None
+    soon = time.monotonic() + watcher_module.RETRY_UNAVAILABLE_S
+    monkeypatch.setattr(watcher_module.time, "monotonic", lambda: soon)
+    watcher.look()
+
+    assert (watcher.pool.current, watcher.missing) == ("v1", None)
 
 
 def test_the_watcher_says_what_is_missing(watcher: AliasWatcher, aliases: FakeAliases, versions: FakeVersions) -> None:

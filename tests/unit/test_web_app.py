@@ -16,12 +16,12 @@ from starlette.testclient import TestClient
 
 from tests.servers import serve
 from vcllm.contracts.base import Contract
-from vcllm.contracts.problems import BadRequest, Conflict, NotFound, Overloaded, Problem, Unavailable
+from vcllm.contracts.problems import BadRequest, Conflict, NotFound, Overloaded, Problem, Unavailable, UpstreamFailed
 from vcllm.web.app import RequestIdFilter, create_service, request_id
 from vcllm.web.auth import internal_only
 from vcllm.web.health import add_health
 from vcllm.web.metrics import add_metrics
-from vcllm.web.problems import UpstreamFailed, problem_of
+from vcllm.web.problems import problem_of
 from vcllm.web.replies import problem_reply
 
 LIMIT = 4096

@@ -27,12 +27,19 @@ from vcllm.contracts.critiques import (
     CritiqueRequest,
     Outcome,
 )
-from vcllm.contracts.problems import BadRequest, Conflict, Overloaded, Problem, Unauthenticated, Unavailable
+from vcllm.contracts.problems import (
+    BadRequest,
+    Conflict,
+    Overloaded,
+    Problem,
+    Unauthenticated,
+    Unavailable,
+    UpstreamFailed,
+)
 from vcllm.web import clients, replicas
 from vcllm.web.app import create_service
 from vcllm.web.auth import internal_only
 from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
-from vcllm.web.problems import UpstreamFailed
 from vcllm.web.replicas import Address, checked, look_up
 
 TOKEN = SecretStr("token")

@@ -11,6 +11,8 @@ from vcllm.contracts.base import Contract, Name
 Role = Literal["actor", "attacker", "critic"]
 ROLES: tuple[Role, ...] = ("actor", "attacker", "critic")
 Alias = Literal["current", "candidate", "previous"]
+PROBE_TOKENS = 32
+"""Length of the greedy texts that probes record."""
 
 
 class Probe(Contract):

@@ -5,6 +5,8 @@ Status codes follow what the `openai` SDK expects; a service turns a `Problem` i
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -96,3 +98,23 @@ class DeadlineExceeded(Problem):
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
+
+
+class UpstreamFailed(Problem):
+    """A server behind this one answered in a way it should not have."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_failed"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds a reply asks its client to wait; None: it does not say."""
+    for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / per_second
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vcllm.contracts.chat import ChatMessage
+from vcllm.contracts.manifests import PROBE_TOKENS
 from vcllm.engine.cache import SlotCache, roomy
 from vcllm.engine.decoder import forward_of
 from vcllm.engine.forward import Forward
@@ -24,9 +25,6 @@ from vcllm.engine.sequence import Request, Rows, Sequence, Waiting, new_request
 from vcllm.engine.text import TextStream
 
 # Shapes: B live rows, P prompts in a prefill, T new positions, V vocabulary.
-
-PROBE_TOKENS = 32
-"""Length of the greedy texts in a manifest."""
 
 
 class Batch:

@@ -7,7 +7,6 @@ of versions, manifests or hashes: whoever names a folder has checked it.
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from vcllm.engine.footprint import tensor_shapes, weight_bytes
 from vcllm.engine.precision import DtypeName, pick_dtype
+from vcllm.engine.unsafe import read_json, refuse_code
 
 Kind = Literal["causal", "classifier"]
 NOUNS: dict[Kind, str] = {"causal": "a language model", "classifier": "a classifier"}
@@ -30,20 +30,10 @@ KIND_OF_CLASS: dict[str, Kind] = {
     "ForConditionalGeneration": "causal",
     "ForSequenceClassification": "classifier",
 }
-FORBIDDEN = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py"}
-"""Formats that can run code when loaded."""
 DATA_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 """All that is ever fetched from a hub."""
-CODE_KEYS = {"auto_map"}
-"""Settings that name code to import, wherever they stand in a configuration."""
-KERNEL_KEYS = {"attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"}
-"""Settings that may name a kernel of a hub (`owner/name`), which is code as well."""
 LARGEST_CONTEXT = 1 << 20
 """For models that name no limit."""
-
-
-class Unsafe(Exception):
-    """The folder holds, or asks for, something that could run code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,38 +172,6 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=DATA_FILES))
     refuse_code(folder)
     return folder
-
-
-def refuse_code(folder: Path) -> None:
-    """Unsafe for pickles, for Python files, and for a configuration that names code to import."""
-    found = sorted(file.name for file in folder.rglob("*") if file.suffix in FORBIDDEN)
-    if found:
-        raise Unsafe(f"{folder.name} holds {', '.join(found)}; only safetensors weights are opened")
-    for file in sorted(folder.rglob("*.json")):
-        if "config" in file.name:  # of models, tokenizers, processors, adapters; others may have any word as a key
-            refuse_named_code(read_json(file), f"{folder.name}/{file.relative_to(folder)}")
-
-
-def refuse_named_code(setting: Any, where: str) -> None:
-    """Unsafe where code is named, at any depth: configurations hold those of their parts."""
-    if isinstance(setting, list):
-        for each in setting:
-            refuse_named_code(each, where)
-    elif isinstance(setting, dict):
-        for key, value in setting.items():
-            if key in CODE_KEYS and value:
-                raise Unsafe(f"{where} asks for code of its own ({key}), which is never run")
-            if key in KERNEL_KEYS and "/" in str(value):
-                raise Unsafe(f"{where} asks for a kernel from a hub ({key}), which is never run")
-            refuse_named_code(value, where)
-
-
-def read_json(file: Path) -> Any:
-    """ValueError, with the file's name, when it is not JSON."""
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file.name} is not JSON: {error}") from error
 
 
 def enumerated(names: list[str], most: int = 3) -> str:

@@ -72,9 +72,14 @@ def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer: of the configuration, of the tokenizer, and of the chat template."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(number for number in listed if number is not None) | tokenizer_stop_ids(tokenizer)
+
+
+def tokenizer_stop_ids(tokenizer: Any) -> frozenset[int]:
+    """Those of them that are known without the model."""
     specials = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = [specials.get(spelling) for spelling in END_OF_TEXT]
-    known = frozenset(number for number in [*listed, tokenizer.eos_token_id, *named] if number is not None)
+    known = frozenset(number for number in [tokenizer.eos_token_id, *named] if number is not None)
     return known | end_of_turn_ids(tokenizer)
 
 

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -26,6 +28,8 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type == "cpu":
         return host_bytes()
     if device.type == "cuda":
+        import torch  # not above: a role with an upstream does without
+
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return None
@@ -40,7 +44,7 @@ def host_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
 def reclaim() -> None:
     """Hand the memory of what was let go of back to the system; the allocators would keep it for later."""
     gc.collect()
-    if torch.cuda.is_available():
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library than glibc

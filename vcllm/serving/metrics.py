@@ -59,6 +59,8 @@ class Followed:
         self._since = since
         self._last: list[float | None] = [None] * n
         self._num_tokens = [0] * n
+        self._num_read = 0
+        """Tokens of the prompt that have been counted."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -86,11 +88,13 @@ class Followed:
             meter.tokens_out += delta.num_tokens - num_tokens[index]
             num_tokens[index] = delta.num_tokens
             yield delta
+        meter.tokens_in += self._generation.num_prompt_tokens - self._num_read  # some servers tell at the end
 
     def _begin(self, now: float) -> None:
         self._meter.ttft.observe(now - self._since)
         self._meter.queue_wait.observe(self._generation.queue_s)
-        self._meter.tokens_in += self._generation.num_prompt_tokens
+        self._num_read = self._generation.num_prompt_tokens
+        self._meter.tokens_in += self._num_read
 
 
 class DoorCollector(Collector):

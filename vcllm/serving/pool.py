@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 from vcllm.contracts.problems import Overloaded, Unavailable
 from vcllm.serving.memory import reclaim
-from vcllm.serving.versions import Refused
+from vcllm.serving.proof import Refused
 
 log = logging.getLogger(__name__)
 

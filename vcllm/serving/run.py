@@ -13,14 +13,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings
-from transformers.utils import logging as transformers_logging
 
-from vcllm.serving.settings import ServerSettings
+from vcllm.serving.settings import ServerSettings, WriterSettings
 from vcllm.settings import Settings
 from vcllm.web.doorkeeper import Doorkeeper
 
@@ -46,15 +44,14 @@ def run_server(server_settings: type[S], create_app: Callable[[S, Settings], Fas
     """
     try:
         server, shared = read_settings(server_settings)
-        check_device(server)
+        if not has_upstream(server):
+            prepare_device(server)
         listening = listen(server)
     except CannotStart as sentence:
         print(sentence, file=sys.stderr)
         return 1
     logging.basicConfig(level=shared.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
-    transformers_logging.disable_progress_bar()
-    if server.threads:
-        torch.set_num_threads(server.threads)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every call
     app = create_app(server, shared)
     config = uvicorn.Config(
         app,
@@ -105,19 +102,32 @@ def read_settings(server_settings: type[S]) -> tuple[S, Settings]:
         first = error.errors()[0]
         whose = server_settings if error.title == server_settings.__name__ else Settings
         variable = variable_of(whose, str(first["loc"][0]))
-        raise CannotStart(f"{variable}={first['input']} cannot be used: {first['msg']}.") from error
+        # An address with an "@" in it may hold a password.
+        shown = variable if "@" in str(first["input"]) else f"{variable}={first['input']}"
+        raise CannotStart(f"{shown} cannot be used: {first['msg']}.") from error
     if not shared.internal_token.get_secret_value():
         raise CannotStart(TOKEN_MISSING)
     return server, shared
 
 
-def check_device(server: ServerSettings) -> None:
-    """Find out now, not when the first version is loaded."""
+def has_upstream(server: ServerSettings) -> bool:
+    """Whether the model runs elsewhere, so that nothing here needs torch."""
+    return isinstance(server, WriterSettings) and bool(server.upstream_url)
+
+
+def prepare_device(server: ServerSettings) -> None:
+    """Find out now, not when the first version is loaded, whether the device can be used."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
     try:
         torch.empty(0, device=server.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CannotStart(f"{variable_of(type(server), 'device')}={server.device} cannot be used: {reason}") from error
+    if server.threads:
+        torch.set_num_threads(server.threads)
+    transformers_logging.disable_progress_bar()
 
 
 def listen(server: ServerSettings) -> socket.socket:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
@@ -17,15 +17,12 @@ from prometheus_client.registry import Collector
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import Role
 from vcllm.contracts.problems import Problem
-from vcllm.engine.load import Kind, Loaded, Loader
 from vcllm.engine.protocol import Generation
 from vcllm.serving.costs import answer_tokens
 from vcllm.serving.metrics import DoorCollector, Meter, VersionCollector
-from vcllm.serving.pool import Closable, VersionPool
+from vcllm.serving.pool import Closable, VersionPool, Versions
 from vcllm.serving.settings import ServerSettings, WriterSettings
-from vcllm.serving.versions import VersionOpener
-from vcllm.serving.watcher import AliasWatcher
-from vcllm.serving.writers import cache_bytes
+from vcllm.serving.watcher import Aliases, AliasWatcher
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
@@ -37,6 +34,9 @@ from vcllm.web.auth import internal_only
 from vcllm.web.doorkeeper import Doorkeeper
 from vcllm.web.health import add_health
 from vcllm.web.metrics import add_metrics
+
+if TYPE_CHECKING:
+    from vcllm.engine.load import Kind, Loaded
 
 VERSION_HEADER = "x-vc-version"
 """Names the exact version that made a reply."""
@@ -101,11 +101,14 @@ def build_serving(
     running: Callable[[VersionPool[M]], int] = lambda _: 0,
     dead: Callable[[M], bool] = lambda _: False,
 ) -> Serving[M]:
-    """Connect the parts; nothing is opened yet. `wrap` makes of a loaded model what the routes use.
+    """The serving of versions loaded here. `wrap` makes of a loaded model what the routes use.
 
     kind: of every version; None: each version's configuration says.
-    running: how many answers are being worked on; dead: whether a loaded version will never answer again.
     """
+    from vcllm.engine.load import Loader  # these bring torch, which a role with an upstream does without
+    from vcllm.serving.versions import VersionOpener
+    from vcllm.serving.writers import cache_bytes
+
     store = ModelStore(shared.models)
     opener = VersionOpener(
         store,
@@ -115,12 +118,31 @@ def build_serving(
         cache_bytes=partial(cache_bytes, server),
         reserve=int(server.memory_reserve_gib * 2**30),
     )
-    pool = VersionPool[M](opener, server.max_loaded, server.load_s)
+    return connect(role, server, shared, store, opener, running=running, dead=dead)
+
+
+def connect(
+    role: Role,
+    server: ServerSettings,
+    shared: Settings,
+    store: ModelStore,
+    versions: Versions[M],
+    *,
+    named: Aliases | None = None,
+    running: Callable[[VersionPool[M]], int] = lambda _: 0,
+    dead: Callable[[M], bool] = lambda _: False,
+) -> Serving[M]:
+    """Connect the parts around versions that come from anywhere; nothing is opened yet.
+
+    named: says which is current; None: the aliases in Redis do.
+    running: how many answers are being worked on; dead: whether a loaded version will never answer again.
+    """
+    pool = VersionPool[M](versions, server.max_loaded, server.load_s)
     # No patience: the watcher asks again soon anyway, and a model list can do without aliases.
     aliases = AliasStore(open_redis(shared.redis_url, patience=0))
     meter = Meter()
     watcher = AliasWatcher(
-        aliases,
+        named or aliases,
         role,
         pool,
         server.poll_s,

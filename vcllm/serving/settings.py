@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ServerSettings(BaseSettings):
     """Where a model server listens and what it may use."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     host: str = "127.0.0.1"
     port: int = Field(ge=0, le=65535)
@@ -51,3 +53,36 @@ class WriterSettings(ServerSettings):
     """Prompt tokens read per step while streams run; smaller keeps them smoother under long prompts."""
     default_max_tokens: int = Field(default=256, ge=1)
     """For requests that name no limit."""
+
+    upstream_url: str = ""
+    """An OpenAI-compatible server that writes in place of a model here, with or without `/v1`; empty: none."""
+    upstream_key: SecretStr = SecretStr("")
+    """Sent to it as a bearer token; empty: none is sent."""
+    upstream_dialect: Literal["vllm", "sglang", "openai"] = "vllm"
+    """What it takes beyond the OpenAI API; `openai`: nothing, as hosted models."""
+    upstream_model: str = Field(default="", pattern=r"^[!-~]*$", max_length=128)
+    """A model of the upstream's that is served under its own name, whatever is promoted; empty: our versions."""
+    upstream_models_root: PurePosixPath | None = None
+    """Where the upstream sees our model store; None: it does not, so it takes up no adapters."""
+    upstream_tokenizer: Path | None = None
+    """A folder with the tokenizer of `upstream_model`, for scoring; versions of our store bring theirs."""
+    upstream_connect_s: float = Field(default=5.0, gt=0)
+    """How long connecting to it may take."""
+    upstream_silence_s: float = Field(default=300.0, gt=0)
+    """How long it may send nothing; an answer that is not streamed must be whole within this time."""
+    upstream_calls: int = Field(default=128, ge=1)
+    """Answers of batches that it is asked for at the same time."""
+    upstream_retries: int = Field(default=2, ge=0)
+    """How often a call that it refused for now, or did not answer, is made again."""
+    upstream_metrics: bool = False
+    """Whether its own metrics (`vllm:`, `sglang:`) are shown beside ours."""
+
+    @field_validator("upstream_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        if "@" in url:
+            raise ValueError("it must hold no name or password; the setting upstream_key is for what proves who asks")
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment):
+            raise ValueError("write it as http://host:port")
+        return url.rstrip("/").removesuffix("/v1")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,28 +10,20 @@ import torch
 
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import ROLES, Manifest, Probe, Role
-from vcllm.contracts.problems import Problem
 from vcllm.engine.engine import greedy_texts
-from vcllm.engine.load import Loaded, Loader, Unsafe
+from vcllm.engine.load import Loaded, Loader
 from vcllm.engine.prompts import encode, prompt_text
 from vcllm.engine.scoring import largest_gap
 from vcllm.serving.memory import available_bytes
-from vcllm.stores.models import Damaged, ModelStore
+from vcllm.serving.proof import NEAR_TIE, Refused, refusing
+from vcllm.stores.models import ModelStore
 
-NEAR_TIE = 0.5
-"""Logits by which arithmetic in another precision, or on another device, may lead to another greedy text."""
 TRIAL = "Who may speak?"
 """A text that every model can read."""
-LONGEST_REASON = 500
-"""Characters of a reason; libraries may write whole pages."""
 
 M = TypeVar("M")
 CacheBytes = Callable[[Any, torch.dtype], int]
 """Of a configuration and a dtype: what the keys and values of one version may grow to."""
-
-
-class Refused(Exception):
-    """A version that must not be served, and why."""
 
 
 class VersionOpener(Generic[M]):
@@ -119,25 +110,6 @@ class VersionOpener(Generic[M]):
         if verify and not self.loader.holds(folder, self.store.path(manifest.role, manifest.name)):
             self.store.verify(role, version)
         return folder
-
-
-@contextmanager
-def refusing(name: str) -> Iterator[None]:
-    """Whatever keeps a version from being loaded is a reason to refuse it: it must never take the server down."""
-    try:
-        yield
-    except (Refused, Problem):
-        raise
-    except (Damaged, Unsafe) as error:
-        raise Refused(f"{error}.") from error
-    except Exception as error:
-        raise Refused(f"{name} cannot be loaded: {shortened(error)}") from error
-
-
-def shortened(error: Exception) -> str:
-    """The first paragraph of what an error says, or its kind."""
-    words = str(error).strip().split("\n\n")[0] or type(error).__name__
-    return words if len(words) <= LONGEST_REASON else words[:LONGEST_REASON] + "…"
 
 
 def check_arithmetic(loaded: Loaded, name: str) -> None:

@@ -11,20 +11,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
 from vcllm.contracts.manifests import Role
+from vcllm.contracts.problems import Overloaded, Unavailable
 from vcllm.contracts.servers import ServerReport
 from vcllm.serving.pool import NOT_PROMOTED, Load, NoRoom, VersionPool
-from vcllm.stores.aliases import AliasStore
 
 log = logging.getLogger(__name__)
 
 UNREACHABLE = "Redis cannot be reached, so it is not known which version is current."
 RETRY_REFUSED_S = 30.0
 """A refused version is tried again after this: the cause may have been passing, such as a full memory."""
+RETRY_UNAVAILABLE_S = 2.0
+"""After this a version is tried again whose upstream does not answer: it may be starting."""
 REPORT_EVERY_S = 5.0
 """What this server serves is told this often, and whenever it changes."""
 
@@ -38,8 +40,19 @@ class Pending:
     reason: str | None = None
     """Why not; None: it is being loaded."""
     refused: bool = False
-    """Whether `reason` is a verdict on it; otherwise it waits for memory."""
+    """Whether `reason` is a verdict on it; otherwise it waits, for memory or for an upstream to answer."""
     retry_at: float = 0.0
+
+    @property
+    def tried(self) -> bool:
+        """Whether a load has failed, for a reason other than that there is no room yet."""
+        return self.retry_at > 0
+
+
+class Aliases(Protocol):
+    """Says which version of a role is current; None: there is none."""
+
+    def get(self, role: Role) -> str | None: ...
 
 
 class AliasWatcher:
@@ -47,7 +60,7 @@ class AliasWatcher:
 
     def __init__(
         self,
-        aliases: AliasStore,
+        aliases: Aliases,
         role: Role,
         pool: VersionPool[Any],
         poll_s: float = 0.5,
@@ -72,7 +85,7 @@ class AliasWatcher:
         self.reachable = True
         """Whether Redis answered last time."""
         self.looked = False
-        """Whether it is known what can be served: nothing, or what has been loaded or refused."""
+        """Whether it is known what can be served: nothing, or what has been loaded, refused, or not got at."""
         self._reported: ServerReport | None = None
         self._report_at = 0.0
         self._stop = threading.Event()
@@ -98,7 +111,7 @@ class AliasWatcher:
         """One poll; the alias is read again after a load, since it may have moved on meanwhile."""
         while (named := self._named()) is not None and self._approach(named):
             pass
-        self.looked = self.looked or (self.reachable and (self.pending is None or self.pending.refused))
+        self.looked = self.looked or (self.reachable and (self.pending is None or self.pending.tried))
         self.pool.trim()
         self._tell()
 
@@ -145,7 +158,10 @@ class AliasWatcher:
             if load.overdue:
                 self._refuse(pending, load.too_long)
         except NoRoom as full:
-            self._wait(pending, str(full))
+            self._wait_for_room(pending, str(full))
+        except (Overloaded, Unavailable) as busy:
+            self._wait(pending, busy.message)
+            pending.retry_at = time.monotonic() + RETRY_UNAVAILABLE_S
         except Exception as error:
             self._refuse(pending, str(error))
         else:
@@ -158,14 +174,17 @@ class AliasWatcher:
         self.pending = None
         log.info("The current %s version is now %s, %.1f s after it was named.", self.role, pending.version, took)
 
-    def _wait(self, pending: Pending, reason: str) -> None:
-        """For memory, but not for ever; what is current serves on."""
+    def _wait_for_room(self, pending: Pending, reason: str) -> None:
+        """But not for ever; what is current serves on."""
         if pending.refused or time.monotonic() - pending.since > self.memory_wait_s:
             self._refuse(pending, reason)
-            return
-        if pending.reason is None:
+        else:
+            self._wait(pending, reason)
+
+    def _wait(self, pending: Pending, reason: str) -> None:
+        if pending.reason is None or pending.refused:
             log.warning("Version %s has to wait: %s", pending.version, reason)
-        pending.reason = reason
+        pending.reason, pending.refused = reason, False
 
     def _refuse(self, pending: Pending, reason: str) -> None:
         self.num_refused += 1

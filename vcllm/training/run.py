@@ -58,7 +58,7 @@ from vcllm.contracts.runs import (
     TOKEN_VARIABLE,
 )
 from vcllm.engine.engine import greedy_texts
-from vcllm.engine.load import Unsafe
+from vcllm.engine.unsafe import Unsafe
 from vcllm.stores.folders import Fenced, confirm_folder
 from vcllm.stores.models import Damaged, ModelStore, NoSpace, translate_full_disk, write_atomic
 from vcllm.training import stages

@@ -24,8 +24,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from vcllm.contracts.attacks import AttackReply, AttackRequest
 from vcllm.contracts.chat import ChatBatchReply, ChatBatchRequest, ChatMessage, ModelList, Sampling
 from vcllm.contracts.critiques import ComparisonReply, ComparisonRequest, CritiqueReply, CritiqueRequest
-from vcllm.contracts.problems import Conflict, Overloaded, Unavailable
-from vcllm.web.problems import UpstreamFailed, problem_of
+from vcllm.contracts.problems import Conflict, Overloaded, Unavailable, UpstreamFailed
+from vcllm.web.problems import problem_of
 from vcllm.web.replicas import KEEP_ALIVE_S, RESOLVE_EVERY_S, Address, checked, look_up
 
 CHUNK_TEXTS = 64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,16 +16,9 @@ from vcllm.contracts.problems import (
     Problem,
     Unauthenticated,
     Unavailable,
+    UpstreamFailed,
+    retry_after,
 )
-
-
-class UpstreamFailed(Problem):
-    """A server behind this one answered in a way it should not have."""
-
-    status = 502
-    type = "upstream_error"
-    code = "upstream_failed"
-
 
 _BY_STATUS: dict[int, type[Problem]] = {
     kind.status: kind
@@ -55,15 +47,3 @@ def _error_object(body: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         return {}
     return error if isinstance(error, dict) else {}
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a reply asks its client to wait; None: it does not say."""
-    for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) / per_second
-        except ValueError:
-            continue
-        if math.isfinite(seconds) and seconds >= 0:
-            return seconds
-    return None
