@@ -99,11 +99,11 @@ def test_an_upstream_that_starts_later_is_taken_up_at_once(fake: FakeUpstream, t
     """Until then the Actor lives, says why it is not ready, and refuses nothing for half a minute."""
     port = free_port()
     with actor_before(f"http://127.0.0.1:{port}", tmp_path, redis_url) as client:
-        wait_until(lambda: client.get("/health/startup").status_code == 200)
+        wait_until(lambda: client.get("/health/startup").status_code == 200, timeout_s=30)
         before = client.get("/health/ready")
         live = client.get("/health/live").status_code
         with serve(fake.app, port):
-            wait_until(lambda: is_ready(client), timeout_s=10)
+            wait_until(lambda: is_ready(client), timeout_s=30)
 
     assert (before.status_code, live) == (503, 200)
     assert "does not answer" in before.text

@@ -466,7 +466,7 @@ def test_a_bias_forces_and_forbids_tokens(engine: LocalEngine, loaded: Loaded) -
     assert kept_out != free
 
 
-@pytest.mark.parametrize("token", [-1, 400, 10**6])
+@pytest.mark.parametrize("token", [400, 10**6])
 def test_a_bias_for_a_token_the_model_lacks_is_refused(engine: LocalEngine, loaded: Loaded, token: int) -> None:
     """In a sentence that names the token and says which there are."""
     assert loaded.model.config.vocab_size == 400
