@@ -18,7 +18,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.budget import Budget
 from benchmarks.rows import DOCUMENT, RESULTS, Row, fill, gpu, lonely_row, paired_row, table, write_results
 from benchmarks.training_task import Kind, Measured, Task, Variant
 from services.trainer.launching import environment
@@ -84,7 +84,7 @@ class Bench:
     """What all series share."""
 
     options: argparse.Namespace
-    deadline: float | None = None
+    budget: Budget
     fastest: dict[str, Variant] = field(default_factory=dict)
     """TRL's best variant by kind, found on the first size that is measured."""
 
@@ -121,20 +121,6 @@ class Bench:
         """What a line of Python prints as JSON."""
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=plain())
         return json.loads(done.stdout.splitlines()[-1])
-
-    def pairs(self, share: float) -> Callable[[int], bool]:
-        """Whether to run one more pair, by the number that is done: as many as asked, or as end in this share of what
-        is left of the budget, one at least."""
-        last = time.monotonic()
-        until = None if self.deadline is None else last + share * (self.deadline - last)
-
-        def one_more(done: int) -> bool:
-            nonlocal last
-            took, last = time.monotonic() - last, time.monotonic()
-            in_time = until is None or last + took < until
-            return done < self.options.pairs and (done == 0 or in_time)
-
-        return one_more
 
 
 _IMPORT = (
@@ -435,9 +421,7 @@ def main() -> int:
     sizes = (options.sizes or ("4m" if options.quick else "4m,89m")).split(",")
     wanted = ["gpu"] if options.gpu else [name for name in options.only.split(",") if name] or series_of(sizes)
     prepare_data()
-    bench = Bench(options)
-    if options.budget_minutes is not None:
-        bench.deadline = time.monotonic() + 60 * options.budget_minutes
+    bench = Bench(options, Budget(options.budget_minutes))
     rows: list[Row] = []
     found_curves: list[dict[str, Any]] = []
     for number, name in enumerate(wanted):
@@ -446,7 +430,7 @@ def main() -> int:
             found_curves = curves(bench)
             continue
         left = sum(SHARES.get(other, 1) for other in wanted[number:])
-        found = run_series(bench, name, bench.pairs(SHARES.get(name, 1) / left))
+        found = run_series(bench, name, bench.budget.pairs(SHARES.get(name, 1) / left, options.pairs))
         rows += found
         print(table(found), flush=True)
         save(options.quick, rows, found_curves)  # what is measured is kept, whatever comes next

@@ -7,11 +7,13 @@ downloaded.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -21,7 +23,11 @@ from transformers import (
 
 from vcllm.contracts.critiques import SCORED
 from vcllm.contracts.manifests import Manifest, Probe, Role
+from vcllm.engine.cache import SlotCache
+from vcllm.engine.decoder import forward_of
 from vcllm.engine.engine import greedy_texts
+from vcllm.engine.forward import ModelForward
+from vcllm.engine.scoring import Item, Scoring
 from vcllm.stores.models import ModelStore, hash_files
 
 SPECIALS = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -152,3 +158,23 @@ def commit_model(
 def temporary_store() -> ModelStore:
     """A model store in a folder of its own."""
     return ModelStore(Path(tempfile.mkdtemp()))
+
+
+class Watched:
+    """A forward that notes the shapes it reads."""
+
+    def __init__(self, model: Any) -> None:
+        self.forward = forward_of(model)
+        self.read: list[tuple[int, ...]] = []
+
+    def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        self.read.append(tuple(ids_BT.shape))
+        return self.forward(cache, ids_BT, position_BT, keep_BK)
+
+
+def score_ids(model: Any, items: Sequence[Item]) -> list[float]:
+    """Summed log-probability (natural log, temperature 1) of each continuation; the model is left as it is."""
+    scoring = Scoring(items)
+    for _ in scoring.passes(ModelForward(model), model.device, model.config.get_text_config().vocab_size):
+        pass
+    return scoring.scores

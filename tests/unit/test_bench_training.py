@@ -9,6 +9,7 @@ import json
 import pytest
 
 from benchmarks import rows, training
+from benchmarks.budget import Budget
 from benchmarks.training_task import Task, Variant
 
 SHAPE = {"name", "unit", "ours", "peer", "peer_name", "ratio", "runs", "ratio_min", "ratio_max"}
@@ -47,7 +48,7 @@ def test_less_memory_is_better():
 
 def test_a_missing_peer_is_a_row_with_its_reason():
     """Never a guess."""
-    bench = training.Bench(argparse.Namespace(quick=True))
+    bench = training.Bench(argparse.Namespace(quick=True), Budget(None))
     bench.missing = "not installed"
     turns = {None: [training.Measured(tokens=100, seconds=2.0, peak_bytes=1, losses=[])]}
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -18,9 +17,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from tests.fakes import tiny_causal, tiny_tokenizer
+from tests.fakes import Watched, tiny_causal, tiny_tokenizer
 from vcllm.engine.cache import SlotCache, bytes_per_token, roomy
-from vcllm.engine.decoder import forward_of
 from vcllm.engine.engine import Batch, greedy_texts
 from vcllm.engine.prefill import Limits
 from vcllm.engine.prompts import stop_ids
@@ -67,18 +65,6 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> Any:
     return tiny_causal(tokenizer)
-
-
-class Watched:
-    """A forward that notes the shapes it reads."""
-
-    def __init__(self, model: Any) -> None:
-        self.forward = forward_of(model)
-        self.read: list[tuple[int, ...]] = []
-
-    def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
-        self.read.append(tuple(ids_BT.shape))
-        return self.forward(cache, ids_BT, position_BT, keep_BK)
 
 
 def prompts(number: int, seed: int = 0) -> list[list[int]]:

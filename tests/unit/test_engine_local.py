@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fakes import tiny_causal, tiny_tokenizer
+from tests.fakes import score_ids, tiny_causal, tiny_tokenizer
 from tests.servers import wait_until
 from vcllm.contracts.chat import ChatMessage, ChosenLogprob, Completion, Sampling
 from vcllm.contracts.problems import BadRequest, Unavailable
@@ -24,7 +24,7 @@ from vcllm.engine.local import LocalEngine
 from vcllm.engine.prefill import Limits
 from vcllm.engine.prompts import encode, prompt_text, stop_ids
 from vcllm.engine.protocol import Delta
-from vcllm.engine.scoring import Scoring, Scorings, score_ids
+from vcllm.engine.scoring import Scoring, Scorings
 from vcllm.engine.sequence import new_request
 
 CHAT = [ChatMessage(role="user", content="Who may speak? 谁可以发言？")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fakes import tiny_causal, tiny_tokenizer
+from tests.fakes import Watched, tiny_causal, tiny_tokenizer
 from vcllm.engine.cache import SlotCache
 from vcllm.engine.decoder import forward_of
 from vcllm.engine.engine import Batch
@@ -23,18 +23,6 @@ WITHOUT = Limits(prefix_tokens=0)
 @pytest.fixture(scope="module")
 def model() -> Any:
     return tiny_causal(tiny_tokenizer())
-
-
-class Watched:
-    """A forward that notes the shapes it reads."""
-
-    def __init__(self, model: Any) -> None:
-        self.forward = forward_of(model)
-        self.read: list[tuple[int, ...]] = []
-
-    def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
-        self.read.append(tuple(ids_BT.shape))
-        return self.forward(cache, ids_BT, position_BT, keep_BK)
 
 
 def tokens(number: int, seed: int) -> list[int]:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes import tiny_causal, tiny_classifier, tiny_tokenizer
+from tests.fakes import score_ids, tiny_causal, tiny_classifier, tiny_tokenizer
 from vcllm.engine import scoring
 from vcllm.engine.forward import ModelForward
-from vcllm.engine.scoring import Scoring, by_length, class_probabilities, critic_text, largest_gap, score_ids
+from vcllm.engine.scoring import Scoring, by_length, class_probabilities, critic_text, largest_gap
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vcllm.contracts.critiques import SCORE_PREFIX
 from vcllm.engine.cache import SlotCache
-from vcllm.engine.forward import Forward, ModelForward
+from vcllm.engine.forward import Forward
 from vcllm.engine.prompts import render, without_special_tokens
 
 # Shapes: B texts, T tokens, K of them where logits are kept, V vocabulary, C labels of a classifier.
@@ -191,14 +191,6 @@ class Scorings:
         left = [scoring for scoring, _ in self._line]
         self._line.clear()
         return left
-
-
-def score_ids(model: Any, items: Sequence[Item]) -> list[float]:
-    """Summed log-probability (natural log, temperature 1) of each continuation; the model is left as it is."""
-    scoring = Scoring(items)
-    for _ in scoring.passes(ModelForward(model), model.device, model.config.get_text_config().vocab_size):
-        pass
-    return scoring.scores
 
 
 def largest_gap(model: Any, item: Item) -> float:
