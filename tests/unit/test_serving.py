@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import wait
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -506,6 +507,27 @@ def test_a_load_that_hangs_is_refused_and_stands_in_nobodys_way(aliases: FakeAli
 
     assert reason == "Version 'v1' is still not loaded after 0.05 s."
     assert pool.current == "v2"
+
+
+def test_a_load_that_fails_between_two_polls_is_refused(
+    aliases: FakeAliases, versions: FakeVersions, pool: VersionPool[Any]
+) -> None:
+    """Once, and not begun anew at each poll without ever being seen to fail."""
+    watcher = AliasWatcher(aliases, "actor", pool, poll_s=0.01)  # type: ignore[arg-type]
+    versions.refused.add("broken")
+    slow = versions.slow["broken"] = threading.Event()
+    aliases.current = "broken"
+    watcher.look()
+    loading = pool.begin("broken")
+
+    slow.set()
+    wait([loading.ended])
+    slow.clear()
+    watcher.look()
+    refused, opened = watcher.num_refused, list(versions.opened)
+    slow.set()
+
+    assert (refused, opened) == (1, ["broken"])
 
 
 def test_stopping_waits_for_no_load(aliases: FakeAliases, versions: FakeVersions, pool: VersionPool[Any]) -> None:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +43,8 @@ class Pending:
     refused: bool = False
     """Whether `reason` is a verdict on it; otherwise it waits, for memory or for an upstream to answer."""
     retry_at: float = 0.0
+    load: Load | None = None
+    """The one whose outcome is awaited. It may end between two polls, so it is kept until that has been seen."""
 
     @property
     def tried(self) -> bool:
@@ -148,15 +151,18 @@ class AliasWatcher:
         if self.pool.switch(named):
             self._switched(self.pending)
             return False
-        return self._loaded(self.pool.begin(named), self.pending)
+        return self._loaded(self.pending)
 
-    def _loaded(self, load: Load, pending: Pending) -> bool:
-        """Wait a moment for the load; what comes of it."""
+    def _loaded(self, pending: Pending) -> bool:
+        """Wait a moment for its load; what comes of it."""
+        load = pending.load = pending.load or self.pool.begin(pending.version)
+        if not wait([load.ended], self.poll_s).done and not load.overdue:
+            return False
+        pending.load = None
         try:
-            load.ended.result(self.poll_s)
+            load.ended.result(0)
         except TimeoutError:
-            if load.overdue:
-                self._refuse(pending, load.too_long)
+            self._refuse(pending, load.too_long)
         except NoRoom as full:
             self._wait_for_room(pending, str(full))
         except (Overloaded, Unavailable) as busy:
