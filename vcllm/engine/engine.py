@@ -147,9 +147,16 @@ class Batch:
     def _forward(self, cache: SlotCache, ids_BT: np.ndarray, position_BT: np.ndarray, keep_B: np.ndarray) -> Tensor:
         """Logits at one position of every row, [B, V]."""
         position = torch.from_numpy(position_BT.copy()).to(self.device)
-        cache.aim(position, int(position_BT.max()) + 1)
+        cache.aim(position, int(position_BT.max()) + 1, _span(position_BT))
         ids, keep_B1 = (torch.from_numpy(each).to(self.device) for each in (ids_BT, keep_B[:, None]))
         return self.forward(cache, ids, position, keep_B1)[:, 0]
+
+
+def _span(position_BT: np.ndarray) -> slice | None:
+    """The positions that all rows share; each row's follow one another."""
+    start = int(position_BT[0, 0])
+    alike = bool((position_BT[:, 0] == start).all())
+    return slice(start, start + position_BT.shape[1]) if alike else None
 
 
 def greedy_texts(model: Any, tokenizer: Any, prompts: Many[str], max_tokens: int = PROBE_TOKENS) -> list[str]:
