@@ -75,7 +75,7 @@ secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, o
 
 .PHONY: clean
 clean: ## Remove the environment, caches and everything the demo made
-	rm -rf $(VENV) .venv-vllm var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf vcllm/engine/native/*.so $(VENV) .venv-vllm var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find vcllm services gateway tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -83,9 +83,10 @@ $(VENV)/.made:
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.product: $(VENV)/.made pyproject.toml constraints.txt
+$(VENV)/.product: $(VENV)/.made pyproject.toml constraints.txt vcllm/engine/native/decoder.c
 	@echo "Installing VC-LLM into $(VENV): about a minute, 1.2 GB."
 	@$(PIP) -e '.[$(PRODUCT)]'
+	@$(BIN)/python -m vcllm.engine.native.build
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.product

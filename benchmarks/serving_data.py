@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving_data FOLDER
 
-Models in Qwen3's shape with random weights, and questions in English. Nothing ends an answer but its length: no token
+Models in Qwen3's shape with random weights in bfloat16, as most are published, and questions in English. Nothing ends an answer but its length: no token
 is declared to be the end of a text, and the one that the template writes behind an answer never comes. Words are
 always readable: the rows of tokens that are no whole ASCII text are zero, and a zero logit does not win.
 """
@@ -96,7 +96,7 @@ def save_model(folder: Path, size: str, tokenizer: Any) -> None:
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_p=1.0, top_k=0, pad_token_id=tokenizer.pad_token_id
     )
-    model.save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

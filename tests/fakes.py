@@ -24,7 +24,7 @@ from transformers import (
 from vcllm.contracts.critiques import SCORED
 from vcllm.contracts.manifests import Manifest, Probe, Role
 from vcllm.engine.cache import SlotCache
-from vcllm.engine.decoder import forward_of
+from vcllm.engine.choice import forward_of
 from vcllm.engine.engine import greedy_texts
 from vcllm.engine.forward import ModelForward
 from vcllm.engine.scoring import Item, Scoring

@@ -22,8 +22,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from vcllm.engine import choice
 from vcllm.engine.cache import SlotCache
-from vcllm.engine.decoder import Decoder, forward_of
+from vcllm.engine.choice import forward_of
+from vcllm.engine.decoder import Decoder
 from vcllm.engine.engine import Batch
 from vcllm.engine.forward import Forward, ModelForward
 from vcllm.engine.sequence import new_request
@@ -87,6 +89,11 @@ READ = (3, 9, 1)
 """Tokens of each row that are read at once."""
 NUM_STEPS = 10
 """Further tokens of each row, one by one."""
+
+
+@pytest.fixture(autouse=True)
+def without_compiled_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "library", lambda: None)
 
 
 def model_of(config: Any, **options: Any) -> Any:

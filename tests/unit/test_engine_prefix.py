@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.fakes import Watched, tiny_causal, tiny_tokenizer
 from vcllm.engine.cache import SlotCache
-from vcllm.engine.decoder import forward_of
+from vcllm.engine.choice import forward_of
 from vcllm.engine.engine import Batch
 from vcllm.engine.prefill import Limits
 from vcllm.engine.prefix import BLOCK, PrefixCache, keys_of

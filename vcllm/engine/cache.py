@@ -120,6 +120,14 @@ class SlotCache(Cache):
             mine.keys[at : at + len(rows), :length] = theirs.keys[rows, :length]
             mine.values[at : at + len(rows), :length] = theirs.values[rows, :length]
 
+    def buffers(self, num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> Block:
+        """Keys and values [R, C, H, D] of every layer, to be read and written in place."""
+        while len(self.layers) < num_layers:
+            like_BHTD = torch.empty(0, num_heads, 0, head_dim, dtype=dtype)
+            self.layers.append(SlotLayer(self.slots))
+            self.layers[-1].lazy_initialization(like_BHTD, like_BHTD)
+        return [(layer.keys, layer.values) for layer in self.layers]
+
     def read(self, row: int, positions: slice) -> Block:
         """Copies of what a row holds there."""
         return [(layer.keys[row, positions].clone(), layer.values[row, positions].clone()) for layer in self.layers]

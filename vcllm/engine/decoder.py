@@ -8,40 +8,22 @@ not the name of a family: a model is taken when its parts are found and a trial 
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vcllm.engine.angles import Angles, Rotation
 from vcllm.engine.cache import SlotCache
-from vcllm.engine.forward import Forward, ModelForward
 from vcllm.engine.linear import Linear, join, placed
 from vcllm.engine.masks import Masks
 
 # Shapes: B rows, T new positions, N = B * T, L positions in use, K positions kept, E hidden size, V vocabulary,
 # H query heads, G key-value heads, D head size.
 
-log = logging.getLogger(__name__)
-
-ROPE_KINDS = {"default", "linear", "llama3", "yarn"}
-"""Rotations whose angles depend on the position alone."""
-ROPE_SETTINGS = {
-    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "attention_factor"),
-    *("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
-    *("original_max_position_embeddings", "max_position_embeddings"),
-}
-"""What those rotations are made of; any other setting may change attention at positions that no trial reaches."""
-TRIAL_TOKENS = 12
-CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""By how much the trial's logits may differ, as a share of the largest."""
 LARGEST_COPY = 1 << 26
 """Bytes of an output layer that may be held a second time in its fast layout, where it is also the embedding."""
-
-Rotation = tuple[Tensor, Tensor]
-"""Cosines, and sines with the sign of the half they are for, each [N, 1, D]."""
 
 
 class Decoder:
@@ -126,77 +108,6 @@ class Layer:
             q, keys_BGLD, values_BGLD, mask_B1TL, scale=self.scale, enable_gqa=self.num_q != self.num_kv
         )
         return out.transpose(1, 2).reshape(len(q_NHD), -1)
-
-
-class Angles:
-    """Cosines and sines by position, from the model's own rotary embedding, computed once and looked up."""
-
-    def __init__(self, rotary: Any, like: Tensor) -> None:
-        self.rotary = rotary
-        self.like = like
-        self.cos_CD, self.sin_CD = like.new_empty(0, 0), like.new_empty(0, 0)
-        self._grow(TRIAL_TOKENS)
-
-    def __call__(self, position_N: Tensor, length: int) -> Rotation:
-        """For positions below `length`."""
-        if length > len(self.cos_CD):
-            self._grow(2 * length)
-        return self.cos_CD[position_N].unsqueeze(1), self.sin_CD[position_N].unsqueeze(1)
-
-    def _grow(self, length: int) -> None:
-        cos_1CD, sin_1CD = self.rotary(self.like[:1, None], torch.arange(length, device=self.like.device)[None])
-        self.cos_CD, self.sin_CD = cos_1CD[0], sin_1CD[0].clone()
-        self.sin_CD[:, : self.sin_CD.shape[1] // 2].neg_()
-
-
-def forward_of(model: Any, *, own: bool = False) -> Forward:
-    """The fastest way through this model: a `Decoder` where it gives the same logits, otherwise the model's own code.
-
-    own: as for `Decoder`; the logits are compared before any weight is moved.
-    """
-    usual = ModelForward(model)
-    parts = model.get_base_model() if isinstance(model, PeftModel) else model
-    try:
-        _check_rotation(model)
-        fast = Decoder(parts, own=False)
-        if not _same(fast, usual, model):
-            raise ValueError("its logits are others than the decoder's")
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as reason:
-        log.info("%s runs by its own code: %s.", type(parts).__name__, reason)
-        return usual
-    if not own:
-        return fast
-    del fast  # it would keep every weight in memory while the new layouts are made
-    return Decoder(parts, own=True)
-
-
-def _check_rotation(model: Any) -> None:
-    """ValueError where angles may depend on more than the position."""
-    settings = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    kind, unknown = settings.get("rope_type", "default"), settings.keys() - ROPE_SETTINGS
-    if kind not in ROPE_KINDS or unknown:
-        raise ValueError(f"rotation of kind {kind} with {', '.join(sorted(unknown)) or 'the usual settings'}")
-
-
-@torch.inference_mode()
-def _same(one: Forward, other: Forward, model: Any) -> bool:
-    """Whether both give the same logits for two short rows, read at once and then token by token."""
-    size = model.config.get_text_config().vocab_size
-    ids_BT = torch.arange(1, 2 * TRIAL_TOKENS + 1, device=model.device).mul_(7919).remainder_(size).view(2, -1)
-    found, expected = _trial(one, ids_BT), _trial(other, ids_BT)
-    return bool((found - expected).abs().max() <= CLOSE[model.dtype] * expected.abs().max())
-
-
-def _trial(forward: Forward, ids_BT: Tensor) -> Tensor:
-    cache, logits = SlotCache(), []
-    cache.reserve(*ids_BT.shape)
-    half = ids_BT.shape[1] // 2
-    for start, end in ((0, half), *((at, at + 1) for at in range(half, ids_BT.shape[1]))):
-        position_BT = torch.arange(start, end, device=ids_BT.device).expand(len(ids_BT), -1)
-        cache.aim(position_BT, end)
-        keep_BK = torch.full((len(ids_BT), 1), end - start - 1, device=ids_BT.device)
-        logits.append(forward(cache, ids_BT[:, start:end], position_BT, keep_BK).float())
-    return torch.cat(logits, 1)
 
 
 def _head(model: Any, *, own: bool) -> Linear:

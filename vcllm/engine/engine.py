@@ -15,7 +15,7 @@ from torch import Tensor
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import PROBE_TOKENS
 from vcllm.engine.cache import SlotCache, roomy
-from vcllm.engine.decoder import forward_of
+from vcllm.engine.choice import forward_of
 from vcllm.engine.forward import Forward
 from vcllm.engine.prefill import Limits, Prefill, admit
 from vcllm.engine.prefix import PrefixCache

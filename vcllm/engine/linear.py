@@ -84,7 +84,7 @@ def join(modules: Sequence[Any], *, own: bool) -> Linear:
     if not own or any(hasattr(module, "lora_A") for module in modules):
         maps = [_as_it_is(module) for module in modules]
         return maps[0] if len(maps) == 1 else Beside(maps)
-    weights = [_checked(module).weight for module in modules]
+    weights = [plain(module).weight for module in modules]
     weight_OI = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
     for weight in weights:
         weight.data = weight.new_empty(0)
@@ -96,6 +96,13 @@ def placed(weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
     return Packed(weight_OI, bias_O) if _packs(weight_OI) else Plain(weight_OI, bias_O)
 
 
+def plain(module: Any) -> Any:
+    """The module itself; TypeError where it is no plain linear layer."""
+    if type(module) is not nn.Linear:
+        raise TypeError(f"{type(module).__name__} is no plain linear layer")
+    return module
+
+
 def _packs(weight: Tensor) -> bool:
     known = weight.dtype in (torch.float32, torch.bfloat16)
     return weight.device.type == "cpu" and known and torch.backends.mkldnn.is_available()
@@ -103,7 +110,7 @@ def _packs(weight: Tensor) -> bool:
 
 def _as_it_is(module: Any) -> Linear:
     if not hasattr(module, "lora_A"):
-        module = _checked(module)
+        module = plain(module)
         return Plain(module.weight.detach(), module.bias)
     if module.merged or module.lora_variant:
         raise TypeError("an adapter of another kind than plain LoRA")
@@ -114,9 +121,3 @@ def _biases(modules: Sequence[Any]) -> Tensor | None:
     if all(module.bias is None for module in modules):
         return None
     return torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias.detach() for m in modules])
-
-
-def _checked(module: Any) -> Any:
-    if type(module) is not nn.Linear:
-        raise TypeError(f"{type(module).__name__} is no plain linear layer")
-    return module

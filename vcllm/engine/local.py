@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vcllm.contracts.chat import Sampling
 from vcllm.contracts.problems import BadRequest, Unavailable
-from vcllm.engine.decoder import forward_of
+from vcllm.engine.choice import forward_of
 from vcllm.engine.engine import Batch
 from vcllm.engine.load import Loaded
 from vcllm.engine.prefill import Limits

@@ -1,0 +1,1 @@
+"""Llama-shaped models on a CPU through C, where `python -m vcllm.engine.native.build` has compiled it."""

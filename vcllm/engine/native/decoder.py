@@ -1,0 +1,160 @@
+"""Llama-shaped models through the compiled forward pass; see decoder.c."""
+
+from __future__ import annotations
+
+from ctypes import CDLL, byref, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from vcllm.engine.angles import Angles
+from vcllm.engine.cache import SlotCache
+from vcllm.engine.masks import SLIDING, Masks
+from vcllm.engine.native import library
+from vcllm.engine.native.library import HEAD_DIMS, PANEL
+from vcllm.engine.native.matrix import Matrix
+
+# Shapes: B rows, T new positions, K positions kept, V vocabulary, D head size.
+
+ACTIVATIONS = (nn.SiLU, SiLUActivation)
+
+
+class NativeDecoder:
+    """A `Forward` that computes what the model does, in float32 on a CPU.
+
+    It takes the model's weights for itself; `give_back` returns them.
+    """
+
+    def __init__(self, model: Any, compiled: CDLL) -> None:
+        """TypeError or ValueError where the model is of another shape; it is unchanged then."""
+        _check(model)
+        body, config = model.model, model.config.get_text_config()
+        attention = body.layers[0].self_attn
+        self.compiled = compiled
+        self.vocab_size: int = model.lm_head.weight.shape[0]
+        self.num_kv = attention.k_proj.out_features // attention.head_dim
+        self.head_dim: int = attention.head_dim
+        self.angles = Angles(body.rotary_emb, body.norm.weight.detach())
+        masks = Masks(config)
+        is_tied = model.lm_head.weight is body.embed_tokens.weight
+        self.matrices: list[Matrix] = []
+        self.vectors: list[Tensor] = []
+        """Held, because the structures only point at them."""
+        layers = [self._layer(layer, masks, kind) for layer, kind in zip(body.layers, masks.kinds, strict=True)]
+        embedding = self._matrix(body.embed_tokens)
+        head = embedding if is_tied and model.lm_head.bias is None else self._matrix(model.lm_head)
+        self.layers = (library.Layer * len(layers))(*layers)
+        self.model = library.Model(
+            layers=self.layers,
+            norm=self._vector(body.norm),
+            embedding=embedding,
+            head=head,
+            num_layers=len(layers),
+            hidden=config.hidden_size,
+            inner=body.layers[0].mlp.gate_proj.out_features,
+            num_q=attention.q_proj.out_features // attention.head_dim,
+            num_kv=self.num_kv,
+            head_dim=self.head_dim,
+            eps=eps_of(body.norm),
+            eps_qk=eps_of(attention.q_norm) if getattr(attention, "q_norm", None) is not None else 0.0,
+            scale=attention.scaling,
+        )
+        self._scratch = torch.empty(0)
+
+    @torch.inference_mode()
+    def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        ids_BT, position_BT, keep_BK = ids_BT.contiguous(), position_BT.contiguous(), keep_BK.contiguous()
+        (num_rows, num_new), num_kept = ids_BT.shape, keep_BK.shape[1]
+        buffers = cache.buffers(len(self.layers), self.num_kv, self.head_dim, torch.float32)
+        pointers = [(c_void_p * len(buffers))(*(each.data_ptr() for each in own)) for own in zip(*buffers, strict=True)]
+        cos_CD, sin_CD = self.angles.tables(cache.slots.length)
+        logits = torch.empty(num_rows * num_kept, -(-self.vocab_size // PANEL) * PANEL)
+        task = library.Pass(
+            ids=ids_BT.data_ptr(),
+            positions=position_BT.data_ptr(),
+            keep=keep_BK.data_ptr(),
+            num_rows=num_rows,
+            num_new=num_new,
+            num_kept=num_kept,
+            keys=pointers[0],
+            values=pointers[1],
+            room=buffers[0][0].shape[1],
+            cos=cos_CD.data_ptr(),
+            sin=sin_CD.data_ptr(),
+            logits=logits.data_ptr(),
+            num_threads=torch.get_num_threads(),
+        )
+        size = self.compiled.scratch_size(byref(self.model), byref(task))
+        if size > len(self._scratch):
+            self._scratch = torch.empty(size)
+        task.scratch = self._scratch.data_ptr()
+        self.compiled.forward(byref(self.model), byref(task))
+        return logits.view(num_rows, num_kept, -1)[..., : self.vocab_size]
+
+    def give_back(self) -> None:
+        """The model has its weights again."""
+        for matrix in self.matrices:
+            matrix.give_back()
+
+    def _layer(self, layer: Any, masks: Masks, kind: str) -> library.Layer:
+        attention, gated = layer.self_attn, layer.mlp
+        return library.Layer(
+            norm_in=self._vector(layer.input_layernorm),
+            norm_out=self._vector(layer.post_attention_layernorm),
+            norm_q=self._vector(getattr(attention, "q_norm", None)),
+            norm_k=self._vector(getattr(attention, "k_norm", None)),
+            qkv=self._matrix(attention.q_proj, attention.k_proj, attention.v_proj),
+            o=self._matrix(attention.o_proj),
+            gate_up=self._matrix(gated.gate_proj, gated.up_proj, side_by_side=True),
+            down=self._matrix(gated.down_proj),
+            window=masks.window or 0 if kind == SLIDING else 0,
+        )
+
+    def _matrix(self, *modules: Any, side_by_side: bool = False) -> library.Matrix:
+        self.matrices.append(Matrix(modules, side_by_side=side_by_side))
+        return self.matrices[-1].struct
+
+    def _vector(self, norm: Any) -> int | None:
+        if norm is None:
+            return None
+        self.vectors.append(norm.weight.detach().contiguous())
+        return self.vectors[-1].data_ptr()
+
+
+def eps_of(norm: Any) -> float:
+    """Of a norm by whichever name it has."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def _check(model: Any) -> None:
+    """TypeError or ValueError for what the compiled pass does not compute."""
+    body = model.model
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        raise TypeError(f"{model.dtype} on {model.device.type}")
+    if type(body.embed_tokens) is not nn.Embedding:
+        raise TypeError(f"{type(body.embed_tokens).__name__} is no plain embedding")
+    first = body.layers[0].self_attn
+    if first.head_dim not in HEAD_DIMS:
+        raise ValueError(f"heads of {first.head_dim}")
+    shapes = {_shape(layer) for layer in body.layers}
+    if len(shapes) > 1:
+        raise ValueError("layers of different shapes")
+    for layer in body.layers:
+        if not isinstance(layer.mlp.act_fn, ACTIVATIONS):
+            raise TypeError(f"activation {type(layer.mlp.act_fn).__name__}")
+        if {eps_of(layer.input_layernorm), eps_of(layer.post_attention_layernorm)} != {eps_of(body.norm)}:
+            raise ValueError("norms of different eps")
+        norms = [norm for name in ("q_norm", "k_norm") if (norm := getattr(layer.self_attn, name, None)) is not None]
+        if norms and ({eps_of(norm) for norm in norms} != {eps_of(first.q_norm)} or len(norms) != 2):
+            raise ValueError("queries and keys are normed differently")
+        if any(norm.weight.shape != (first.head_dim,) for norm in norms):
+            raise ValueError("queries and keys are not normed head by head")
+
+
+def _shape(layer: Any) -> tuple[Any, ...]:
+    attention, gated = layer.self_attn, layer.mlp
+    products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    products += [gated.gate_proj, gated.up_proj, gated.down_proj]
+    return (attention.head_dim, attention.scaling, *(tuple(product.weight.shape) for product in products))

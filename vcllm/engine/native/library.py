@@ -1,0 +1,88 @@
+"""The compiled forward pass: where it lies, and its structures as ctypes."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from ctypes import CDLL, POINTER, Structure, c_float, c_int64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("decoder.c")
+PANEL, LANES = 32, 16
+"""As in the source."""
+HEAD_DIMS = frozenset({16, 32, 48, 64, 80, 96, 128, 256})
+"""That attention is compiled for."""
+X86: Mapping[str, tuple[str, ...]] = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
+    "avx2": ("-mavx2", "-mfma"),
+}
+ARM: Mapping[str, tuple[str, ...]] = {"neon": ()}
+KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+
+
+def levels() -> Mapping[str, tuple[str, ...]]:
+    """What it is compiled for on a machine of this kind, each with the compiler's flags; the best comes first."""
+    return KINDS.get(platform.machine().lower(), {})
+
+
+def file_of(level: str) -> Path:
+    """Named after the source, so that what was compiled from another one is never loaded."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    return SOURCE.with_name(f"decoder-{level}-{digest}.so")
+
+
+class Matrix(Structure):
+    _fields_ = (
+        ("panels", c_void_p),
+        ("bias", c_void_p),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("is_half", c_int64),
+    )
+
+
+class Layer(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("norm_in", "norm_out", "norm_q", "norm_k")),
+        *((name, Matrix) for name in ("qkv", "o", "gate_up", "down")),
+        ("window", c_int64),
+    )
+
+
+class Model(Structure):
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("norm", c_void_p),
+        ("embedding", Matrix),
+        ("head", Matrix),
+        *((name, c_int64) for name in ("num_layers", "hidden", "inner", "num_q", "num_kv", "head_dim")),
+        *((name, c_float) for name in ("eps", "eps_qk", "scale")),
+    )
+
+
+class Pass(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("ids", "positions", "keep")),
+        *((name, c_int64) for name in ("num_rows", "num_new", "num_kept")),
+        *((name, POINTER(c_void_p)) for name in ("keys", "values")),
+        ("room", c_int64),
+        *((name, c_void_p) for name in ("cos", "sin", "logits", "scratch")),
+        ("num_threads", c_int64),
+    )
+
+
+@lru_cache(maxsize=1)
+def library() -> CDLL | None:
+    """Loaded for this processor; None where it has not been compiled."""
+    import torch  # whose threads it shares
+
+    known = {"AVX512": "avx512", "AVX2": "avx2"}
+    level = known.get(torch.backends.cpu.get_cpu_capability()) if "avx2" in levels() else next(iter(levels()), None)
+    if level is None or not (file := file_of(level)).is_file():
+        return None
+    loaded = CDLL(str(file))
+    loaded.forward.argtypes = loaded.scratch_size.argtypes = (POINTER(Model), POINTER(Pass))
+    loaded.forward.restype, loaded.scratch_size.restype = None, c_int64
+    return loaded

@@ -1,0 +1,90 @@
+"""Weights in the order in which the compiled forward pass reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vcllm.engine.linear import plain
+from vcllm.engine.native import library
+from vcllm.engine.native.library import LANES, PANEL
+
+# Shapes: O outputs of all modules together, I inputs, P panels, S outputs of one module in a panel.
+
+
+class Matrix:
+    """The weights of some modules as one matrix, moved here from them."""
+
+    def __init__(self, modules: Sequence[Any], *, side_by_side: bool = False) -> None:
+        """side_by_side: each panel holds as many outputs of every module, otherwise one module follows the other.
+
+        TypeError where one is no plain linear layer.
+        """
+        self.modules = [module if type(module) is nn.Embedding else plain(module) for module in modules]
+        self.share = LANES if side_by_side else PANEL
+        self.sizes = [len(module.weight) for module in self.modules]
+        self.dtype = self.modules[0].weight.dtype
+        weights_OI = self._grouped([module.weight.detach() for module in self.modules])
+        panels_PIO = _smallest(weights_OI.view(-1, PANEL, weights_OI.shape[1]).transpose(1, 2))
+        del weights_OI
+        self.panels_PIO = panels_PIO.contiguous()
+        self.bias_O = self._bias()
+        for module in self.modules:
+            module.weight.data = module.weight.new_empty(0)
+
+    def give_back(self) -> None:
+        """Put the weights where they came from; this is of no use any more."""
+        weights_OI = self.panels_PIO.to(self.dtype).transpose(1, 2).reshape(-1, self.panels_PIO.shape[1])
+        if self.share == LANES:
+            groups_PMSI = weights_OI.view(-1, len(self.modules), LANES, weights_OI.shape[1])
+            parts = [group.reshape(-1, weights_OI.shape[1]) for group in groups_PMSI.unbind(1)]
+        else:
+            parts = list(weights_OI[: sum(self.sizes)].split(self.sizes))
+        for module, part, size in zip(self.modules, parts, self.sizes, strict=True):
+            module.weight.data = part[:size].clone()
+
+    @property
+    def outputs(self) -> int:
+        """Without padding, where the modules follow one another."""
+        return sum(self.sizes) if self.share == PANEL else len(self.panels_PIO) * PANEL
+
+    @property
+    def struct(self) -> library.Matrix:
+        """Valid as long as this matrix is."""
+        return library.Matrix(
+            panels=self.panels_PIO.data_ptr(),
+            bias=None if self.bias_O is None else self.bias_O.data_ptr(),
+            inputs=self.panels_PIO.shape[1],
+            outputs=self.outputs,
+            is_half=self.panels_PIO.dtype == torch.bfloat16,
+        )
+
+    def _bias(self) -> Tensor | None:
+        biases = [getattr(module, "bias", None) for module in self.modules]
+        if all(bias is None for bias in biases):
+            return None
+        like = next(bias for bias in biases if bias is not None)
+        whole = [like.new_zeros(size) if bias is None else bias for bias, size in zip(biases, self.sizes, strict=True)]
+        return self._grouped([bias.detach()[:, None] for bias in whole])[:, 0].contiguous()
+
+    def _grouped(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of all parts in the order of the panels, padded with zeros."""
+        if self.share == PANEL:
+            return _padded(torch.cat(list(parts)) if len(parts) > 1 else parts[0], PANEL)
+        padded = [_padded(part, LANES).view(-1, LANES, part.shape[1]) for part in parts]
+        return torch.stack(padded, 1).view(-1, parts[0].shape[1])
+
+
+def _padded(rows: Tensor, step: int) -> Tensor:
+    missing = -len(rows) % step
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
+def _smallest(weight: Tensor) -> Tensor:
+    """In bfloat16 where every number has one there, as those of most published models do."""
+    half = weight.bfloat16()
+    return half if half.to(weight.dtype).equal(weight) else weight
