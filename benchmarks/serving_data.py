@@ -2,9 +2,10 @@
 
     python -m benchmarks.serving_data FOLDER
 
-Models in Qwen3's shape with random weights in bfloat16, as most are published, and questions in English. Nothing ends an answer but its length: no token
-is declared to be the end of a text, and the one that the template writes behind an answer never comes. Words are
-always readable: the rows of tokens that are no whole ASCII text are zero, and a zero logit does not win.
+Models in Qwen3's shape with random weights, in bfloat16 as most models are published, and questions in English. Nothing
+ends an answer but its length: no token is declared to be the end of a text, and the one that the template writes behind
+an answer never comes. Words are always readable: the rows of tokens that are no whole ASCII text are zero, and a zero
+logit does not win.
 """
 
 from __future__ import annotations
