@@ -31,12 +31,11 @@ typedef float f16 __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float f8 __attribute__((vector_size(2 * LANES), aligned(4)));
 typedef float f4 __attribute__((vector_size(LANES), aligned(4)));
 typedef int32_t i16 __attribute__((vector_size(4 * LANES)));
-typedef uint32_t u16 __attribute__((vector_size(4 * LANES)));
-typedef uint16_t h16 __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint32_t u16 __attribute__((vector_size(4 * LANES), aligned(4)));
 
 /* Kept in step with library.py. */
 typedef struct {
-    const void *panels; /* [outputs / PANEL][inputs][PANEL] */
+    const void *panels; /* [outputs / PANEL][inputs][PANEL]; in bfloat16 [..][LANES][2], both halves lane by lane */
     const float *bias;  /* [outputs], padded to whole panels; or null */
     int64_t inputs, outputs;
     int64_t is_half; /* bfloat16, otherwise float32 */
@@ -76,7 +75,6 @@ INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE f16 load(const float *at) { return *(const f16 *)at; }
 INLINE void store(float *at, f16 value) { *(f16 *)at = value; }
 INLINE f16 pick(i16 which, f16 a, f16 b) { return (f16)((which & (i16)a) | (~which & (i16)b)); }
-INLINE f16 widened(h16 half) { return (f16)(__builtin_convertvector(half, u16) << 16); }
 
 INLINE float sum(f16 value) {
     f8 eight = *(f8 *)&value + *((f8 *)&value + 1);
@@ -118,8 +116,8 @@ INLINE void tile(const int rows, const int is_half, const float *x, int64_t stri
         __builtin_prefetch(next, 0, 1), __builtin_prefetch(next + 64, 0, 1);
         next += step;
         if (is_half) {
-            const h16 *w = (const h16 *)((const uint16_t *)panel + i * PANEL);
-            first = widened(w[0]), second = widened(w[1]);
+            u16 pairs = ((const u16 *)panel)[i];
+            first = (f16)(pairs << 16), second = (f16)(pairs & 0xffff0000);
         } else {
             const float *w = (const float *)panel + i * PANEL;
             first = load(w), second = load(w + LANES);
@@ -212,13 +210,14 @@ static void norm_rows(const float *x, const float *weight, float eps, int64_t si
 static void embed(const Matrix *w, const int64_t *ids, int64_t num_rows, float *out, int64_t stride) {
 #pragma omp for
     for (int64_t n = 0; n < num_rows; n++) {
-        int64_t first = ids[n] / PANEL * w->inputs * PANEL + ids[n] % PANEL;
+        int64_t begin = ids[n] / PANEL * w->inputs * PANEL, lane = ids[n] % PANEL;
+        if (w->is_half) lane = lane % LANES * 2 + lane / LANES;
         for (int64_t i = 0; i < w->inputs; i++) {
             if (w->is_half) {
-                uint32_t bits = (uint32_t)((const uint16_t *)w->panels)[first + i * PANEL] << 16;
+                uint32_t bits = (uint32_t)((const uint16_t *)w->panels)[begin + lane + i * PANEL] << 16;
                 memcpy(out + n * stride + i, &bits, 4);
             } else {
-                out[n * stride + i] = ((const float *)w->panels)[first + i * PANEL];
+                out[n * stride + i] = ((const float *)w->panels)[begin + lane + i * PANEL];
             }
         }
     }

@@ -13,7 +13,8 @@ from vcllm.engine.linear import plain
 from vcllm.engine.native import library
 from vcllm.engine.native.library import LANES, PANEL
 
-# Shapes: O outputs of all modules together, I inputs, P panels, S outputs of one module in a panel.
+# Shapes: O outputs of all modules together, I inputs, P panels of two halves H with L lanes, S outputs of one module in a
+# panel.
 
 
 class Matrix:
@@ -29,16 +30,15 @@ class Matrix:
         self.sizes = [len(module.weight) for module in self.modules]
         self.dtype = self.modules[0].weight.dtype
         weights_OI = self._grouped([module.weight.detach() for module in self.modules])
-        panels_PIO = _smallest(weights_OI.view(-1, PANEL, weights_OI.shape[1]).transpose(1, 2))
+        self.panels_PIO = _panels(_smallest(weights_OI))
         del weights_OI
-        self.panels_PIO = panels_PIO.contiguous()
         self.bias_O = self._bias()
         for module in self.modules:
             module.weight.data = module.weight.new_empty(0)
 
     def give_back(self) -> None:
         """Put the weights where they came from; this is of no use any more."""
-        weights_OI = self.panels_PIO.to(self.dtype).transpose(1, 2).reshape(-1, self.panels_PIO.shape[1])
+        weights_OI = _rows(self.panels_PIO).to(self.dtype)
         if self.share == LANES:
             groups_PMSI = weights_OI.view(-1, len(self.modules), LANES, weights_OI.shape[1])
             parts = [group.reshape(-1, weights_OI.shape[1]) for group in groups_PMSI.unbind(1)]
@@ -77,6 +77,22 @@ class Matrix:
             return _padded(torch.cat(list(parts)) if len(parts) > 1 else parts[0], PANEL)
         padded = [_padded(part, LANES).view(-1, LANES, part.shape[1]) for part in parts]
         return torch.stack(padded, 1).view(-1, parts[0].shape[1])
+
+
+def _panels(weights_OI: Tensor) -> Tensor:
+    """[P, I, PANEL]; numbers of half the size lie in pairs, one of each half of a panel, to be parted by shifts."""
+    panels_PHLI = weights_OI.view(-1, PANEL // LANES, LANES, weights_OI.shape[1])
+    order = (0, 3, 2, 1) if weights_OI.dtype == torch.bfloat16 else (0, 3, 1, 2)
+    return panels_PHLI.permute(order).reshape(len(panels_PHLI), -1, PANEL).contiguous()
+
+
+def _rows(panels_PIO: Tensor) -> Tensor:
+    """What `_panels` was given."""
+    num_panels, num_inputs, _ = panels_PIO.shape
+    is_half = panels_PIO.dtype == torch.bfloat16
+    shape = (LANES, PANEL // LANES) if is_half else (PANEL // LANES, LANES)
+    order = (0, 3, 2, 1) if is_half else (0, 2, 3, 1)
+    return panels_PIO.view(num_panels, num_inputs, *shape).permute(order).reshape(-1, num_inputs)
 
 
 def _padded(rows: Tensor, step: int) -> Tensor:
