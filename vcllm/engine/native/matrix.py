@@ -13,8 +13,7 @@ from vcllm.engine.linear import plain
 from vcllm.engine.native import library
 from vcllm.engine.native.library import LANES, PANEL
 
-# Shapes: O outputs of all modules together, I inputs, P panels of two halves H with L lanes, S outputs of one module in a
-# panel.
+# Shapes: O outputs of all modules together, I inputs, P panels, H halves of one, L lanes, S outputs of a module in it.
 
 
 class Matrix:
