@@ -47,7 +47,7 @@ class Side:
     def __init__(self, size: str, items: Sequence[CritiqueItem], tokenizer: Any, forms: dict[Language, Form]) -> None:
         self.items = items
         self.forms = forms
-        self.engine = LocalEngine(Loaded(random_model(size, tokenizer), tokenizer, CONTEXT))
+        self.engine = LocalEngine(Loaded(random_model(size, tokenizer), tokenizer, CONTEXT), own=True)
 
     async def read(self) -> None:
         """Random weights are on no scale, so nothing is left out for that."""

@@ -84,6 +84,40 @@ def test_long_and_many_rows_too(name: str) -> None:
 
 
 @needs_compiled
+@pytest.mark.parametrize("name", ["llama-all-heads", "qwen3-32", "mistral-short-window"])
+def test_what_a_row_gets_does_not_depend_on_the_rows_beside_it(name: str) -> None:
+    forward = forward_of(model_of(TAKEN[name]), own=True)
+    read = [2, 150, 37, 18, *range(3, 30)]
+    rows = rows_of(read=read, num_steps=4)
+
+    together = in_pieces(forward, rows, read)
+
+    for row, length, found in zip(rows, read, together, strict=True):
+        assert in_pieces(forward, [row], [length])[0].equal(found)
+
+
+@needs_compiled
+def test_a_token_that_the_model_does_not_have_is_refused() -> None:
+    forward = forward_of(model_of(TAKEN["llama"]), own=True)
+    row = torch.tensor([5, 300, 6, 7])
+
+    with pytest.raises(IndexError, match="token 300 is none"):
+        in_pieces(forward, [row], [3])
+
+
+@needs_compiled
+def test_a_layer_of_another_kind_leaves_all_weights_where_they_are() -> None:
+    class Scaled(nn.Linear):
+        """No plain linear layer."""
+
+    model, rows = model_of(TAKEN["llama"]), rows_of()
+    model.model.layers[1].mlp.down_proj.__class__ = Scaled
+    expected = at_once(model, rows)
+
+    assert_close(in_pieces(forward_of(model, own=True), rows), expected)
+
+
+@needs_compiled
 def test_any_new_position_may_be_kept() -> None:
     model = model_of(TAKEN["llama"])
     ids_BT = torch.randint(3, 300, (3, 40))

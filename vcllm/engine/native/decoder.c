@@ -5,6 +5,8 @@
    unit are loops of their own. Arithmetic is float32 throughout. Shapes as in decoder.py: B rows, T new positions,
    N = B * T, E hidden size, H query heads, G key-value heads, D head size, V vocabulary.
 
+   What a row gets does not depend on the rows beside it, to the last bit: every sum has its order, however work is cut.
+
    Written for GCC and Clang: their vector extensions become AVX-512, AVX2 or NEON. */
 
 #include <math.h>
@@ -20,7 +22,7 @@
 #endif
 #define ROWS_IN_CACHE 240 /* rows that stay near the processor while all weights pass by */
 #define QUERIES 16        /* positions whose attention is one piece of work */
-#define MANY 4            /* queries from which on it pays to turn keys round */
+#define MANY 4            /* queries that share a key */
 
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
@@ -314,13 +316,13 @@ INLINE void mix(const int parts, const float *shares, float total, const float *
     for (int i = 0; i < parts; i++) store(out + i * LANES, sums[i] / total);
 }
 
-/* The heads of one group at some positions of one row. q, out: of the first position, `stride` apart. */
+/* The heads of one group at some positions of one row. q, out: of the first position, `stride` apart.
+   turn: keys are turned round for it, which pays where several queries share them. */
 INLINE void attend_group(const int parts, const Model *m, int64_t window, const int64_t *positions, int64_t num,
                          const float *q, int64_t stride, const float *keys, const float *values, float *out,
-                         int64_t out_stride, float *scratch, int64_t room) {
+                         int64_t out_stride, float *scratch, int64_t room, int turn) {
     int64_t size = parts * LANES, each = m->num_q / m->num_kv, kv = m->num_kv * size;
     float *turned = scratch, *scores = scratch + size * LANES;
-    int turn = num * each >= MANY;
     if (turn) {
         int64_t last = 0, first = INT64_MAX;
         for (int64_t t = 0; t < num; t++) {
@@ -377,7 +379,7 @@ static void attend(const Model *m, const Layer *layer, const Pass *p, const int6
     case n * LANES:                                                                                                  \
         attend_group(n, m, layer->window, positions + at, num, q + at * stride + group * each * size, stride,        \
                      keys + begin, values + begin, out + at * out_stride + group * each * size, out_stride, scratch, \
-                     score_room(p));                                                                                 \
+                     score_room(p), num_each > 1);                                                                   \
         break;
         switch (size) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(8) CASE(16) }
 #undef CASE

@@ -11,6 +11,7 @@ from transformers.activations import SiLUActivation
 
 from vcllm.engine.angles import Angles
 from vcllm.engine.cache import SlotCache
+from vcllm.engine.linear import plain
 from vcllm.engine.masks import SLIDING, Masks
 from vcllm.engine.native import library
 from vcllm.engine.native.library import HEAD_DIMS, PANEL
@@ -19,6 +20,8 @@ from vcllm.engine.native.matrix import Matrix
 # Shapes: B rows, T new positions, K positions kept, V vocabulary, D head size.
 
 ACTIVATIONS = (nn.SiLU, SiLUActivation)
+SCRATCH_KEPT = 1 << 24
+"""Floats."""
 
 
 class NativeDecoder:
@@ -67,6 +70,9 @@ class NativeDecoder:
     def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
         ids_BT, position_BT, keep_BK = ids_BT.contiguous(), position_BT.contiguous(), keep_BK.contiguous()
         (num_rows, num_new), num_kept = ids_BT.shape, keep_BK.shape[1]
+        if not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < self.vocab_size:
+            raise IndexError(f"token {int(ids_BT.max())} is none of the model's {self.vocab_size}")
+        assert int(position_BT.max()) < cache.slots.num_positions and num_rows <= cache.slots.num_rows, "no room"
         buffers = cache.buffers(len(self.layers), self.num_kv, self.head_dim, torch.float32)
         pointers = [(c_void_p * len(buffers))(*(each.data_ptr() for each in own)) for own in zip(*buffers, strict=True)]
         cos_CD, sin_CD = self.angles.tables(cache.slots.length)
@@ -86,12 +92,18 @@ class NativeDecoder:
             logits=logits.data_ptr(),
             num_threads=torch.get_num_threads(),
         )
-        size = self.compiled.scratch_size(byref(self.model), byref(task))
-        if size > len(self._scratch):
-            self._scratch = torch.empty(size)
-        task.scratch = self._scratch.data_ptr()
+        scratch = self._room(self.compiled.scratch_size(byref(self.model), byref(task)))
+        task.scratch = scratch.data_ptr()
         self.compiled.forward(byref(self.model), byref(task))
         return logits.view(num_rows, num_kept, -1)[..., : self.vocab_size]
+
+    def _room(self, num_floats: int) -> Tensor:
+        """To work in. Short passes share it; long ones are rare and have their own."""
+        if num_floats > SCRATCH_KEPT:
+            return torch.empty(num_floats)
+        if num_floats > len(self._scratch):
+            self._scratch = torch.empty(num_floats)
+        return self._scratch
 
     def give_back(self) -> None:
         """The model has its weights again."""
@@ -135,6 +147,7 @@ def _check(model: Any) -> None:
         raise TypeError(f"{model.dtype} on {model.device.type}")
     if type(body.embed_tokens) is not nn.Embedding:
         raise TypeError(f"{type(body.embed_tokens).__name__} is no plain embedding")
+    plain(model.lm_head)
     first = body.layers[0].self_attn
     if first.head_dim not in HEAD_DIMS:
         raise ValueError(f"heads of {first.head_dim}")
@@ -157,4 +170,4 @@ def _shape(layer: Any) -> tuple[Any, ...]:
     attention, gated = layer.self_attn, layer.mlp
     products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     products += [gated.gate_proj, gated.up_proj, gated.down_proj]
-    return (attention.head_dim, attention.scaling, *(tuple(product.weight.shape) for product in products))
+    return (attention.head_dim, attention.scaling, *(tuple(plain(product).weight.shape) for product in products))
