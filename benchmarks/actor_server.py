@@ -1,4 +1,4 @@
-"""An Actor in a process of its own, with a random tiny model and a Redis that nobody else uses."""
+"""An Actor in a process of its own, with a random model of the starter's shape and a Redis that nobody else uses."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ from vcllm.stores.models import ModelStore
 
 TOKEN = "internal"
 STARTUP_S = 120.0
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "head_dim": 32,
+    "max_position_embeddings": 16384,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ def actor_process(**settings: Any) -> Iterator[ActorProcess]:
     """Ready, with the promoted version `v1`; killed at the end of the block if it has not ended by then."""
     with tempfile.TemporaryDirectory(prefix="vcllm-") as folder, serve_redis(Path(folder)) as redis:
         home = Path(folder) / "home"
-        add_version(ModelStore(home / "models"), "actor", "v1", max_position_embeddings=16384)
+        add_version(ModelStore(home / "models"), "actor", "v1", **SHAPE)
         with open_redis(redis.url) as client:
             AliasStore(client).promote("actor", "v1")
         port = free_port()
