@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.overload
 
-A server of its own with a random model of the starter's shape. First a closed loop finds the peak; then requests arrive on time, whoever
-is still being answered, at `--times` the peak. Goodput is answers per second. A wait told to a refused client is held
-against the time until somebody who asked later was let in.
+A server of its own with a random model of the starter's shape. First a closed loop finds the peak; then requests arrive
+on time, whoever is still being answered, at `--times` the peak. Goodput is answers per second. A wait told to a refused
+client is held against the time until somebody who asked later was let in.
 """
 
 from __future__ import annotations
