@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from vcllm.engine.cache import SlotCache
@@ -38,7 +37,7 @@ def forward_of(model: Any, *, own: bool = False) -> Forward:
     own: nothing else uses the model from now on, so its weights may be moved; it can no longer be called then.
     """
     usual = ModelForward(model)
-    parts = model.get_base_model() if isinstance(model, PeftModel) else model
+    parts = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's alone have one
     try:
         _check_rotation(model)
         ids_BT = _trial_ids(model)
