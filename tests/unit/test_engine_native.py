@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import GemmaConfig, GraniteConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from tests.unit.test_engine_decoder import STRETCHED, WIDTHS, assert_close, at_once, in_pieces, model_of, rows_of
 from vcllm.engine import choice
@@ -43,6 +43,7 @@ LEFT = {
     "small-heads": LlamaConfig(**WIDTHS),
     "other-activation": LlamaConfig(**WIDE, hidden_act="gelu"),
     "gemma": GemmaConfig(**WIDE, head_dim=16),
+    "scaled-residuals": GraniteConfig(**WIDE, residual_multiplier=0.5),
 }
 
 
@@ -54,10 +55,15 @@ def halved(model: Any) -> Any:
     return model
 
 
-@needs_compiled
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", TAKEN)
-def test_it_gives_the_logits_of_the_models_own_code(name: str, half: bool) -> None:
+@pytest.mark.parametrize("level", library.levels())
+def test_it_gives_the_logits_of_the_models_own_code(
+    level: str, name: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if level not in library.runnable() or library.load(level) is None:
+        pytest.skip(f"the forward pass has not been compiled for {level}, or this processor is another")
+    monkeypatch.setattr(choice, "library", lambda: library.load(level))
     model = model_of(TAKEN[name])
     if half:
         halved(model)
@@ -101,7 +107,7 @@ def test_a_token_that_the_model_does_not_have_is_refused() -> None:
     forward = forward_of(model_of(TAKEN["llama"]), own=True)
     row = torch.tensor([5, 300, 6, 7])
 
-    with pytest.raises(IndexError, match="token 300 is none"):
+    with pytest.raises(IndexError, match="token 300 is none of 300"):
         in_pieces(forward, [row], [3])
 
 
@@ -115,6 +121,17 @@ def test_a_layer_of_another_kind_leaves_all_weights_where_they_are() -> None:
     expected = at_once(model, rows)
 
     assert_close(in_pieces(forward_of(model, own=True), rows), expected)
+
+
+@needs_compiled
+def test_layers_that_share_weights_keep_them() -> None:
+    model, rows = model_of(TAKEN["llama"]), rows_of()
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    expected = at_once(model, rows)
+
+    assert_close(in_pieces(forward_of(model, own=False), rows), expected)
+    with pytest.raises(ValueError, match="share weights"):
+        NativeDecoder(model, library.library())
 
 
 @needs_compiled
@@ -219,6 +236,20 @@ def test_without_it_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert isinstance(forward, Decoder)
     assert_close(in_pieces(forward, rows), expected)
+
+
+def test_one_that_cannot_be_loaded_is_told_of_and_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "decoder.so"
+    broken.write_text("no library")
+    monkeypatch.setattr(library, "file_of", lambda _: broken)
+    library.load.cache_clear()
+    try:
+        assert library.library() is None
+    finally:
+        library.load.cache_clear()
+    assert "cannot be loaded" in caplog.text or not library.runnable()
 
 
 def test_what_another_source_gave_is_never_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

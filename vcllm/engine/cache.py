@@ -123,9 +123,8 @@ class SlotCache(Cache):
     def buffers(self, num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype) -> Block:
         """Keys and values [R, C, H, D] of every layer, to be read and written in place."""
         while len(self.layers) < num_layers:
-            like_BHTD = torch.empty(0, num_heads, 0, head_dim, dtype=dtype)
-            self.layers.append(SlotLayer(self.slots))
-            self.layers[-1].lazy_initialization(like_BHTD, like_BHTD)
+            like_BTHD = torch.empty(0, 0, num_heads, head_dim, dtype=dtype)
+            self._add_layer(like_BTHD, like_BTHD)
         return [(layer.keys, layer.values) for layer in self.layers]
 
     def read(self, row: int, positions: slice) -> Block:
@@ -143,17 +142,20 @@ class SlotCache(Cache):
     def _write(self, row: int, at: int, block: Block) -> None:
         for index, (keys, values) in enumerate(block):
             if index == len(self.layers):
-                self.layers.append(SlotLayer(self.slots))
-                self.layers[index].lazy_initialization(keys[None].transpose(1, 2), values[None].transpose(1, 2))
+                self._add_layer(keys[None], values[None])
             self.layers[index].keys[row, at : at + len(keys)] = keys
             self.layers[index].values[row, at : at + len(values)] = values
 
     def _like(self, other: SlotCache) -> list[Any]:
         while len(self.layers) < len(other.layers):
             theirs = other.layers[len(self.layers)]
-            self.layers.append(SlotLayer(self.slots))
-            self.layers[-1].lazy_initialization(theirs.keys.transpose(1, 2), theirs.values.transpose(1, 2))
+            self._add_layer(theirs.keys, theirs.values)
         return self.layers
+
+    def _add_layer(self, keys_BTHD: Tensor, values_BTHD: Tensor) -> None:
+        """Empty, for keys and values like these."""
+        self.layers.append(SlotLayer(self.slots))
+        self.layers[-1].lazy_initialization(keys_BTHD.transpose(1, 2), values_BTHD.transpose(1, 2))
 
     def release(self) -> None:
         """Give the memory back."""

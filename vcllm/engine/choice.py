@@ -57,7 +57,6 @@ def forward_of(model: Any, *, own: bool = False) -> Forward:
 def _compiled(model: Any, ids_BT: Tensor, expected: Tensor) -> Forward | None:
     """Through the compiled pass, where there is one for this processor and model."""
     if (compiled := library()) is None:
-        log.info("The compiled forward pass is not there; `python -m vcllm.engine.native.build` makes it.")
         return None
     try:
         native = NativeDecoder(model, compiled)

@@ -60,7 +60,7 @@ class Norm:
 
     def __init__(self, module: Any) -> None:
         self.weight: Tensor = module.weight.detach()
-        self.eps: float = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+        self.eps = eps_of(module)
         self.dtype = self.weight.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -108,6 +108,11 @@ class Layer:
             q, keys_BGLD, values_BGLD, mask_B1TL, scale=self.scale, enable_gqa=self.num_q != self.num_kv
         )
         return out.transpose(1, 2).reshape(len(q_NHD), -1)
+
+
+def eps_of(norm: Any) -> float:
+    """By whichever name a norm has it."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
 
 
 def _head(model: Any, *, own: bool) -> Linear:

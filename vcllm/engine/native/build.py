@@ -10,9 +10,8 @@ import shutil
 import subprocess
 import sys
 
-from vcllm.engine.native.library import SOURCE, file_of, levels
+from vcllm.engine.native.library import FLAGS, SOURCE, file_of, levels
 
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-fopenmp", "-w", "-Wno-psabi")
 NO_COMPILER = (
     "No C compiler was found, so models on a CPU run through torch alone. For speed: apt install gcc libc6-dev."
 )
@@ -20,11 +19,11 @@ NO_COMPILER = (
 
 def compiler() -> str | None:
     """$CC, or what the system has."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
+    return next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc"))), None)
 
 
 def build(cc: str) -> None:
-    """Compile what is not there, and remove what older sources have left. CalledProcessError when it cannot."""
+    """Compile what is not there, remove what other sources and flags have left. CalledProcessError when it cannot."""
     wanted = {file_of(level): flags for level, flags in levels().items()}
     for file, flags in wanted.items():
         if not file.is_file():

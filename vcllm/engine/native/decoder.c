@@ -5,9 +5,10 @@
    unit are loops of their own. Arithmetic is float32 throughout. Shapes as in decoder.py: B rows, T new positions,
    N = B * T, E hidden size, H query heads, G key-value heads, D head size, V vocabulary.
 
-   What a row gets does not depend on the rows beside it, to the last bit: every sum has its order, however work is cut.
+   What a row gets does not depend on the rows beside it, to the last bit: every sum has its order, however work is cut
+   (but a single new position adds up its scores in another order than several do).
 
-   Written for GCC and Clang: their vector extensions become AVX-512, AVX2 or NEON. */
+   Written for GCC, whose vector extensions become AVX-512, AVX2 or NEON. */
 
 #include <math.h>
 #include <stdint.h>
@@ -284,7 +285,7 @@ INLINE void score_many(const int number, const float *const *q, const float *tur
     for (int j = 0; j < number; j++) store(out[j], sums[j]);
 }
 
-/* Shares of scores[from:to], in place; what is beside them in the first and last vector becomes rubbish. */
+/* Shares of scores[from:to], not yet divided by their sum, in place; returns the sum. Behind them is rubbish then. */
 INLINE float softmax(float *scores, float scale, int64_t from, int64_t to) {
     float highest = -INFINITY, total = 0;
     for (int64_t l = from; l < to; l++) highest = scores[l] > highest ? scores[l] : highest;

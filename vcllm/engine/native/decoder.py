@@ -11,6 +11,7 @@ from transformers.activations import SiLUActivation
 
 from vcllm.engine.angles import Angles
 from vcllm.engine.cache import SlotCache
+from vcllm.engine.decoder import eps_of
 from vcllm.engine.linear import plain
 from vcllm.engine.masks import SLIDING, Masks
 from vcllm.engine.native import library
@@ -47,7 +48,7 @@ class NativeDecoder:
         """Held, because the structures only point at them."""
         layers = [self._layer(layer, masks, kind) for layer, kind in zip(body.layers, masks.kinds, strict=True)]
         embedding = self._matrix(body.embed_tokens)
-        head = embedding if is_tied and model.lm_head.bias is None else self._matrix(model.lm_head)
+        head = embedding if is_tied else self._matrix(model.lm_head)
         self.layers = (library.Layer * len(layers))(*layers)
         self.model = library.Model(
             layers=self.layers,
@@ -70,9 +71,11 @@ class NativeDecoder:
     def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
         ids_BT, position_BT, keep_BK = ids_BT.contiguous(), position_BT.contiguous(), keep_BK.contiguous()
         (num_rows, num_new), num_kept = ids_BT.shape, keep_BK.shape[1]
-        if not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < self.vocab_size:
-            raise IndexError(f"token {int(ids_BT.max())} is none of the model's {self.vocab_size}")
-        assert int(position_BT.max()) < cache.slots.num_positions and num_rows <= cache.slots.num_rows, "no room"
+        _check_bounds("token", ids_BT, self.vocab_size)
+        _check_bounds("position", position_BT, min(cache.slots.length, cache.slots.num_positions))
+        _check_bounds("kept position", keep_BK, num_new)
+        if num_rows > cache.slots.num_rows:
+            raise IndexError(f"{num_rows} rows, but the cache has room for {cache.slots.num_rows}")
         buffers = cache.buffers(len(self.layers), self.num_kv, self.head_dim, torch.float32)
         pointers = [(c_void_p * len(buffers))(*(each.data_ptr() for each in own)) for own in zip(*buffers, strict=True)]
         cos_CD, sin_CD = self.angles.tables(cache.slots.length)
@@ -135,9 +138,11 @@ class NativeDecoder:
         return self.vectors[-1].data_ptr()
 
 
-def eps_of(norm: Any) -> float:
-    """Of a norm by whichever name it has."""
-    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+def _check_bounds(noun: str, numbers: Tensor, size: int) -> None:
+    """IndexError for a number by which C would read or write somewhere else."""
+    least, most = (int(number) for number in torch.aminmax(numbers))
+    if least < 0 or most >= size:
+        raise IndexError(f"{noun} {least if least < 0 else most} is none of {size}")
 
 
 def _check(model: Any) -> None:
@@ -147,7 +152,13 @@ def _check(model: Any) -> None:
         raise TypeError(f"{model.dtype} on {model.device.type}")
     if type(body.embed_tokens) is not nn.Embedding:
         raise TypeError(f"{type(body.embed_tokens).__name__} is no plain embedding")
-    plain(model.lm_head)
+    is_tied = model.lm_head.weight is body.embed_tokens.weight
+    if is_tied and plain(model.lm_head).bias is not None:
+        raise ValueError("an output layer with a bias on the weights of the embedding")
+    products = [product for layer in body.layers for product in _products(layer)]
+    products += [] if is_tied else [plain(model.lm_head)]
+    if len({id(product.weight) for product in products}) < len(products):
+        raise ValueError("layers that share weights")
     first = body.layers[0].self_attn
     if first.head_dim not in HEAD_DIMS:
         raise ValueError(f"heads of {first.head_dim}")
@@ -166,8 +177,13 @@ def _check(model: Any) -> None:
             raise ValueError("queries and keys are not normed head by head")
 
 
-def _shape(layer: Any) -> tuple[Any, ...]:
+def _products(layer: Any) -> list[Any]:
+    """TypeError where one is no plain linear layer."""
     attention, gated = layer.self_attn, layer.mlp
     products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    products += [gated.gate_proj, gated.up_proj, gated.down_proj]
-    return (attention.head_dim, attention.scaling, *(tuple(plain(product).weight.shape) for product in products))
+    return [plain(product) for product in (*products, gated.gate_proj, gated.up_proj, gated.down_proj)]
+
+
+def _shape(layer: Any) -> tuple[Any, ...]:
+    attention = layer.self_attn
+    return (attention.head_dim, attention.scaling, *(tuple(product.weight.shape) for product in _products(layer)))

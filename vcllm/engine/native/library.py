@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 from collections.abc import Mapping
 from ctypes import CDLL, POINTER, Structure, c_float, c_int64, c_void_p
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("decoder.c")
 PANEL, LANES = 32, 16
 """As in the source."""
 HEAD_DIMS = frozenset({16, 32, 48, 64, 80, 96, 128, 256})
 """That attention is compiled for."""
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-fopenmp", "-w", "-Wno-psabi")
+"""Of the compiler, whatever the level."""
 X86: Mapping[str, tuple[str, ...]] = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
     "avx2": ("-mavx2", "-mfma"),
@@ -28,9 +33,9 @@ def levels() -> Mapping[str, tuple[str, ...]]:
 
 
 def file_of(level: str) -> Path:
-    """Named after the source, so that what was compiled from another one is never loaded."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    return SOURCE.with_name(f"decoder-{level}-{digest}.so")
+    """Named after the source and how it is compiled, so that the result of anything else is never loaded."""
+    recipe = [SOURCE.read_bytes(), *(flag.encode() for flag in (*FLAGS, *levels()[level]))]
+    return SOURCE.with_name(f"decoder-{level}-{hashlib.sha256(b' '.join(recipe)).hexdigest()[:12]}.so")
 
 
 class Matrix(Structure):
@@ -73,16 +78,36 @@ class Pass(Structure):
     )
 
 
-@lru_cache(maxsize=1)
-def library() -> CDLL | None:
-    """Loaded for this processor; None where it has not been compiled."""
-    import torch  # whose threads it shares
+def runnable() -> list[str]:
+    """The levels of this processor, the best first."""
+    import torch  # which has asked the processor
 
-    known = {"AVX512": "avx512", "AVX2": "avx2"}
-    level = known.get(torch.backends.cpu.get_cpu_capability()) if "avx2" in levels() else next(iter(levels()), None)
-    if level is None or not (file := file_of(level)).is_file():
+    known = list(levels())
+    best = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability())
+    if "avx2" not in known:
+        return known
+    return known[known.index(best) :] if best else []
+
+
+@cache
+def load(level: str) -> CDLL | None:
+    """None where it has not been compiled, or cannot be loaded here."""
+    import torch  # noqa: F401  # whose threads it shares: loaded first, so that there is one OpenMP only
+
+    file = file_of(level)
+    if not file.is_file():
+        log.info("The compiled forward pass is not there; `python -m vcllm.engine.native.build` makes it.")
         return None
-    loaded = CDLL(str(file))
+    try:
+        loaded = CDLL(str(file))
+    except OSError as error:
+        log.warning("The compiled forward pass cannot be loaded: %s", error)
+        return None
     loaded.forward.argtypes = loaded.scratch_size.argtypes = (POINTER(Model), POINTER(Pass))
     loaded.forward.restype, loaded.scratch_size.restype = None, c_int64
     return loaded
+
+
+def library() -> CDLL | None:
+    """The best that there is for this processor; None: torch does the work."""
+    return next((loaded for level in runnable() if (loaded := load(level)) is not None), None)

@@ -13,6 +13,9 @@ from vcllm.engine.linear import plain
 from vcllm.engine.native import library
 from vcllm.engine.native.library import LANES, PANEL
 
+ROWS_COMPARED = 4096
+"""At a time, so that the largest matrix needs little beside itself, and most others end after the first."""
+
 # Shapes: O outputs of all modules together, I inputs, P panels, H halves of one, L lanes, S outputs of a module in it.
 
 
@@ -99,7 +102,7 @@ def _padded(rows: Tensor, step: int) -> Tensor:
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
-def _smallest(weight: Tensor) -> Tensor:
+def _smallest(weights_OI: Tensor) -> Tensor:
     """In bfloat16 where every number has one there, as those of most published models do."""
-    half = weight.bfloat16()
-    return half if half.to(weight.dtype).equal(weight) else weight
+    lossless = all(piece.bfloat16().to(piece.dtype).equal(piece) for piece in weights_OI.split(ROWS_COMPARED))
+    return weights_OI.bfloat16() if lossless else weights_OI
