@@ -3,7 +3,7 @@
     make soak ARGS="--minutes 10"
 
 Each round, `--clients` leave at random moments; a second later every place and row must be free. The last line is the
-verdict: how many rounds left something behind, and how the process's memory went.
+verdict: how many rounds left something behind, and how the process's memory went, under load and at rest.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ import psutil
 
 from benchmarks.actor_server import TOKEN, ActorProcess, actor_process
 from tests.vanishing import vanish_all
+from vcllm.engine.local import REST_AFTER_S
 
 GAUGES = ("vc_answers_inside", "vc_engine_rows", "vc_engine_waiting", "vc_inflight")
 FREE_WITHIN_S = 1.0
 REPORT_EVERY_S = 15.0
+REST_EVERY_S = 60.0
+REST_S = REST_AFTER_S + 3
+"""Long enough for the engine to give its cache back, so that what is left is what is kept for good."""
+CACHE_GIB = 0.25
+"""An eighth of it keeps beginnings of prompts: little enough to be full soon, so that it does not look like a leak."""
 
 
 def settle_s(server: ActorProcess) -> float | None:
@@ -47,6 +53,12 @@ def soak(server: ActorProcess, minutes: float, clients: int) -> dict[str, object
     begun = reported = time.monotonic()
     settled: list[float] = []
     memory: list[tuple[float, float]] = []
+    at_rest: list[tuple[float, float]] = []
+    rested = begun
+
+    def resident() -> tuple[float, float]:
+        return round(time.monotonic() - begun), round(process.memory_info().rss / 2**20, 1)
+
     leaks = late = unanswered = 0
     while time.monotonic() < begun + 60 * minutes:
         asyncio.run(vanish_all(server.port, TOKEN, clients, chance))
@@ -57,8 +69,12 @@ def soak(server: ActorProcess, minutes: float, clients: int) -> dict[str, object
         unanswered += not answered(server)
         if time.monotonic() >= reported:
             reported = time.monotonic() + REPORT_EVERY_S
-            memory.append((round(time.monotonic() - begun), round(process.memory_info().rss / 2**20, 1)))
+            memory.append(resident())
             print(json.dumps({"s": memory[-1][0], "rss_mib": memory[-1][1], "rounds": len(settled)}), flush=True)
+        if time.monotonic() >= rested + REST_EVERY_S:
+            time.sleep(REST_S)
+            at_rest.append(resident())
+            rested = time.monotonic()
     settled.sort()
     return {
         "rounds": len(settled) + leaks,
@@ -69,6 +85,7 @@ def soak(server: ActorProcess, minutes: float, clients: int) -> dict[str, object
         "free_s_p50": round(settled[len(settled) // 2], 3) if settled else None,
         "free_s_max": round(settled[-1], 3) if settled else None,
         "rss_mib": memory,
+        "rss_mib_at_rest": at_rest,
         "cancelled": server.metric("vc_cancelled_total"),
     }
 
@@ -78,7 +95,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=200)
     options = parser.parse_args()
-    with actor_process(max_rows=64) as server:
+    with actor_process(max_rows=64, cache_gib=CACHE_GIB) as server:
         print(json.dumps(soak(server, options.minutes, options.clients)))
 
 
