@@ -214,13 +214,14 @@ def test_weights_come_back_where_logits_differ(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("side_by_side", [False, True], ids=["one-after-the-other", "side-by-side"])
-def test_a_matrix_gives_back_what_it_took(side_by_side: bool, half: bool) -> None:
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_a_matrix_gives_back_what_it_took(lanes: int, side_by_side: bool, half: bool) -> None:
     modules = [nn.Linear(24, 50), nn.Linear(24, 50)]
     if half:
         modules = [halved(module) for module in modules]
     before = [module.weight.detach().clone() for module in modules]
 
-    matrix = Matrix(modules, side_by_side=side_by_side)
+    matrix = Matrix(modules, lanes, side_by_side=side_by_side)
     assert [module.weight.numel() for module in modules] == [0, 0]
     matrix.give_back()
 

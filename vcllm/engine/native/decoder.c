@@ -14,27 +14,34 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16
-#define PANEL (2 * LANES) /* outputs that are computed together */
 #ifdef __AVX512F__
-#define TILE 12 /* rows that are computed together: accumulators and weights fill the registers */
+#define LANES 16 /* numbers of a vector */
+#define TILE 12  /* rows that are computed together: accumulators and weights fill the registers */
+#define SUMS 16  /* vectors in registers when several queries share values */
 #else
-#define TILE 3
+#define LANES 8
+#define TILE 6
+#define SUMS 8
 #endif
+#define PANEL (2 * LANES) /* outputs that are computed together */
+#define MANY 8            /* queries that share a key */
+#define PARTS (256 / LANES) /* vectors of the largest head */
 #define ROWS_IN_CACHE 240 /* rows that stay near the processor while all weights pass by */
 #define QUERIES 16        /* positions whose attention is one piece of work */
-#define MANY 4            /* queries that share a key */
 
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float f16 __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float f8 __attribute__((vector_size(2 * LANES), aligned(4)));
-typedef float f4 __attribute__((vector_size(LANES), aligned(4)));
-typedef int32_t i16 __attribute__((vector_size(4 * LANES)));
-typedef uint32_t u16 __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float fvec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float f8 __attribute__((vector_size(32), aligned(4)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+typedef float f4 __attribute__((vector_size(16), aligned(4)));
+
+const int64_t lanes = LANES;
 
 /* Kept in step with library.py. */
 typedef struct {
@@ -75,34 +82,38 @@ enum Finish { STORE, ADD, GATE };
 INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
 INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE f16 load(const float *at) { return *(const f16 *)at; }
-INLINE void store(float *at, f16 value) { *(f16 *)at = value; }
-INLINE f16 pick(i16 which, f16 a, f16 b) { return (f16)((which & (i16)a) | (~which & (i16)b)); }
+INLINE fvec load(const float *at) { return *(const fvec *)at; }
+INLINE void store(float *at, fvec value) { *(fvec *)at = value; }
+INLINE fvec pick(ivec which, fvec a, fvec b) { return (fvec)((which & (ivec)a) | (~which & (ivec)b)); }
 
-INLINE float sum(f16 value) {
+INLINE float sum(fvec value) {
+#if LANES == 16
     f8 eight = *(f8 *)&value + *((f8 *)&value + 1);
+#else
+    f8 eight = value;
+#endif
     f4 four = *(f4 *)&eight + *((f4 *)&eight + 1);
     return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
 /* e^x for x <= 0 to about 1e-7: a power of two and a Taylor polynomial of what is left. */
-INLINE f16 exponential(f16 x) {
-    x = pick(x < -87.0f, (f16){0} - 87.0f, x);
-    i16 whole = __builtin_convertvector(x * 1.44269504f - 0.5f, i16);
-    f16 power = __builtin_convertvector(whole, f16);
-    f16 r = x - power * 0.693359375f + power * 2.12194440e-4f;
-    f16 p = r * (1.0f / 5040) + 1.0f / 720;
+INLINE fvec exponential(fvec x) {
+    x = pick(x < -87.0f, (fvec){0} - 87.0f, x);
+    ivec whole = __builtin_convertvector(x * 1.44269504f - 0.5f, ivec);
+    fvec power = __builtin_convertvector(whole, fvec);
+    fvec r = x - power * 0.693359375f + power * 2.12194440e-4f;
+    fvec p = r * (1.0f / 5040) + 1.0f / 720;
     p = p * r + 1.0f / 120;
     p = p * r + 1.0f / 24;
     p = p * r + 1.0f / 6;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return p * (f16)((whole + 127) << 23);
+    return p * (fvec)((whole + 127) << 23);
 }
 
-INLINE f16 silu(f16 x) {
-    f16 e = exponential(pick(x < 0, x, -x)); /* of -|x|, so that it cannot overflow */
+INLINE fvec silu(fvec x) {
+    fvec e = exponential(pick(x < 0, x, -x)); /* of -|x|, so that it cannot overflow */
     return pick(x < 0, x * e, x) / (1 + e);
 }
 
@@ -110,17 +121,17 @@ INLINE f16 silu(f16 x) {
 
 /* While it computes it fetches what comes next, `step` bytes an input: products of few rows wait for weights. */
 INLINE void tile(const int rows, const int is_half, const float *x, int64_t stride, const void *panel, int64_t inputs,
-                 const char *next, int64_t step, f16 out[][2]) {
-    f16 sums[TILE][2];
+                 const char *next, int64_t step, fvec out[][2]) {
+    fvec sums[TILE][2];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (f16){0};
+    for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (fvec){0};
     for (int64_t i = 0; i < inputs; i++) {
-        f16 first, second;
+        fvec first, second;
         __builtin_prefetch(next, 0, 1), __builtin_prefetch(next + 64, 0, 1);
         next += step;
         if (is_half) {
-            u16 pairs = ((const u16 *)panel)[i];
-            first = (f16)(pairs << 16), second = (f16)(pairs & 0xffff0000);
+            uvec pairs = ((const uvec *)panel)[i];
+            first = (fvec)(pairs << 16), second = (fvec)(pairs & 0xffff0000);
         } else {
             const float *w = (const float *)panel + i * PANEL;
             first = load(w), second = load(w + LANES);
@@ -137,22 +148,22 @@ INLINE void tile(const int rows, const int is_half, const float *x, int64_t stri
 }
 
 INLINE void tile_of(int rows, const int is_half, const float *x, int64_t stride, const void *panel, int64_t inputs,
-                    const char *next, int64_t step, f16 out[][2]) {
+                    const char *next, int64_t step, fvec out[][2]) {
 #define CASE(n) \
     case n: return tile(n, is_half, x, stride, panel, inputs, next, step, out);
     switch (rows) {
-        CASE(1) CASE(2) CASE(3)
-#if TILE > 3
-        CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if TILE > 6
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
     }
 #undef CASE
 }
 
-static void finish_tile(enum Finish finish, const f16 sums[][2], int rows, const float *bias, float *out,
+static void finish_tile(enum Finish finish, const fvec sums[][2], int rows, const float *bias, float *out,
                         int64_t stride) {
     for (int r = 0; r < rows; r++, out += stride) {
-        f16 first = sums[r][0], second = sums[r][1];
+        fvec first = sums[r][0], second = sums[r][1];
         if (bias) first += load(bias), second += load(bias + LANES);
         if (finish == GATE) {
             store(out, silu(first) * second);
@@ -179,12 +190,12 @@ static void multiply(const Matrix *w, enum Finish finish, const float *x, int64_
         for (int64_t left = num_tiles; left > 0; left--, next += w->inputs * step) {
             int rows = (int)((end - row + left - 1) / left);
             const float *from = x + row * x_stride;
-            f16 sums[TILE][2];
+            fvec sums[TILE][2];
             if (w->is_half)
                 tile_of(rows, 1, from, x_stride, panel, w->inputs, next, step, sums);
             else
                 tile_of(rows, 0, from, x_stride, panel, w->inputs, next, step, sums);
-            finish_tile(finish, (const f16(*)[2])sums, rows, bias, out + row * out_stride + number * width, out_stride);
+            finish_tile(finish, (const fvec(*)[2])sums, rows, bias, out + row * out_stride + number * width, out_stride);
             row += rows;
         }
     }
@@ -196,7 +207,7 @@ static void multiply(const Matrix *w, enum Finish finish, const float *x, int64_
 INLINE void normed(const float *x, const float *weight, float eps, int64_t size, float *out) {
     float square = 0;
     int64_t whole = size / LANES * LANES;
-    f16 squares = {0};
+    fvec squares = {0};
     for (int64_t i = 0; i < whole; i += LANES) squares += load(x + i) * load(x + i);
     for (int64_t i = whole; i < size; i++) square += x[i] * x[i];
     float factor = 1 / sqrtf((square + sum(squares)) / size + eps);
@@ -260,102 +271,149 @@ static void place(const Model *m, const Layer *layer, const Pass *p, float *qkv,
 /* Scores of one query; keys lie `stride` apart. */
 INLINE void score_one(const int parts, const float *q, const float *keys, int64_t stride, int64_t from, int64_t to,
                       float *scores) {
-    f16 own[16];
-#pragma GCC unroll 16
+    fvec own[PARTS];
+#pragma GCC unroll 32
     for (int i = 0; i < parts; i++) own[i] = load(q + i * LANES);
     for (int64_t l = from; l < to; l++) {
-        f16 products = own[0] * load(keys + l * stride);
-#pragma GCC unroll 16
+        fvec products = own[0] * load(keys + l * stride);
+#pragma GCC unroll 32
         for (int i = 1; i < parts; i++) products += own[i] * load(keys + l * stride + i * LANES);
         scores[l] = sum(products);
     }
 }
 
-/* Scores of MANY queries for LANES keys, which lie turned round: [D][LANES]. */
-INLINE void score_many(const int number, const float *const *q, const float *turned, int64_t size, float *const *out) {
-    f16 sums[MANY];
-#pragma GCC unroll 4
-    for (int j = 0; j < number; j++) sums[j] = (f16){0};
+INLINE void exchange(f8 *square, const int half, const i8 low, const i8 high) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        if (i & half) continue;
+        f8 one = square[i], other = square[i + half];
+        square[i] = __builtin_shuffle(one, other, low);
+        square[i + half] = __builtin_shuffle(one, other, high);
+    }
+}
+
+/* Keys [LANES][D], `stride` apart, turned round to [D][LANES]. `last`: the last there is; it stands in for those behind
+   it. Squares of eight are turned by exchanging ever larger halves (Eklundh 1972). */
+INLINE void turn_round(const float *keys, int64_t stride, int64_t last, int64_t size, float *turned) {
+    for (int64_t lane = 0; lane < LANES; lane += 8) {
+        for (int64_t d = 0; d < size; d += 8) {
+            f8 square[8];
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) square[i] = *(const f8 *)(keys + at_most(lane + i, last) * stride + d);
+            exchange(square, 1, (i8){0, 8, 2, 10, 4, 12, 6, 14}, (i8){1, 9, 3, 11, 5, 13, 7, 15});
+            exchange(square, 2, (i8){0, 1, 8, 9, 4, 5, 12, 13}, (i8){2, 3, 10, 11, 6, 7, 14, 15});
+            exchange(square, 4, (i8){0, 1, 2, 3, 8, 9, 10, 11}, (i8){4, 5, 6, 7, 12, 13, 14, 15});
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) *(f8 *)(turned + (d + i) * LANES + lane) = square[i];
+        }
+    }
+}
+
+/* Scores of several queries for LANES keys, which lie turned round: [D][LANES]. */
+INLINE void score_many(const int number, const float *const *q, const float *turned, int64_t size, float *out,
+                       int64_t room) {
+    fvec sums[MANY];
+#pragma GCC unroll 8
+    for (int j = 0; j < number; j++) sums[j] = (fvec){0};
     for (int64_t d = 0; d < size; d++) {
-        f16 key = load(turned + d * LANES);
-#pragma GCC unroll 4
+        fvec key = load(turned + d * LANES);
+#pragma GCC unroll 8
         for (int j = 0; j < number; j++) sums[j] += q[j][d] * key;
     }
-#pragma GCC unroll 4
-    for (int j = 0; j < number; j++) store(out[j], sums[j]);
+#pragma GCC unroll 8
+    for (int j = 0; j < number; j++) store(out + j * room, sums[j]);
 }
 
 /* Shares of scores[from:to], not yet divided by their sum, in place; returns the sum. Behind them is rubbish then. */
 INLINE float softmax(float *scores, float scale, int64_t from, int64_t to) {
-    float highest = -INFINITY, total = 0;
-    for (int64_t l = from; l < to; l++) highest = scores[l] > highest ? scores[l] : highest;
+    float highest = scores[to - 1], total = 0;
     int64_t l = from;
-    f16 totals = {0};
+    fvec most = (fvec){0} + highest;
+    for (; l + LANES <= to; l += LANES) most = pick(load(scores + l) > most, load(scores + l), most);
+    for (; l < to; l++) highest = scores[l] > highest ? scores[l] : highest;
+    for (int i = 0; i < LANES; i++) highest = most[i] > highest ? most[i] : highest;
+    l = from;
+    fvec totals = {0};
     for (; l + LANES <= to; l += LANES) {
-        f16 share = exponential((load(scores + l) - highest) * scale);
+        fvec share = exponential((load(scores + l) - highest) * scale);
         store(scores + l, share);
         totals += share;
     }
     if (l < to) {
-        f16 share = exponential((load(scores + l) - highest) * scale);
+        fvec share = exponential((load(scores + l) - highest) * scale);
         store(scores + l, share);
         for (; l < to; l++) total += scores[l];
     }
     return total + sum(totals);
 }
 
-INLINE void mix(const int parts, const float *shares, float total, const float *values, int64_t stride, int64_t from,
-                int64_t to, float *out) {
-    f16 sums[16];
+/* Values by the shares of several queries, which lie `room` apart. */
+INLINE void mix(const int parts, const int number, const float *shares, int64_t room, const float *totals,
+                const float *values, int64_t stride, int64_t from, int64_t to, float *const *out) {
+    fvec sums[SUMS][PARTS];
 #pragma GCC unroll 16
-    for (int i = 0; i < parts; i++) sums[i] = (f16){0};
-    for (int64_t l = from; l < to; l++) {
+    for (int j = 0; j < number; j++)
+#pragma GCC unroll 32
+        for (int i = 0; i < parts; i++) sums[j][i] = (fvec){0};
+    for (int64_t l = from; l < to; l++)
+#pragma GCC unroll 32
+        for (int i = 0; i < parts; i++) {
+            fvec value = load(values + l * stride + i * LANES);
 #pragma GCC unroll 16
-        for (int i = 0; i < parts; i++) sums[i] += shares[l] * load(values + l * stride + i * LANES);
-    }
+            for (int j = 0; j < number; j++) sums[j][i] += shares[j * room + l] * value;
+        }
 #pragma GCC unroll 16
-    for (int i = 0; i < parts; i++) store(out + i * LANES, sums[i] / total);
+    for (int j = 0; j < number; j++)
+#pragma GCC unroll 32
+        for (int i = 0; i < parts; i++) store(out[j] + i * LANES, sums[j][i] / totals[j]);
 }
 
+INLINE int64_t first_seen(int64_t window, int64_t position) { return window ? at_least(0, position + 1 - window) : 0; }
+
 /* The heads of one group at some positions of one row. q, out: of the first position, `stride` apart.
-   turn: keys are turned round for it, which pays where several queries share them. */
+   several: keys are turned round and values loaded once for many queries. */
 INLINE void attend_group(const int parts, const Model *m, int64_t window, const int64_t *positions, int64_t num,
                          const float *q, int64_t stride, const float *keys, const float *values, float *out,
-                         int64_t out_stride, float *scratch, int64_t room, int turn) {
-    int64_t size = parts * LANES, each = m->num_q / m->num_kv, kv = m->num_kv * size;
+                         int64_t out_stride, float *scratch, int64_t room, int several) {
+    int64_t size = parts * LANES, each = m->num_q / m->num_kv, kv = m->num_kv * size, queries = num * each;
     float *turned = scratch, *scores = scratch + size * LANES;
-    if (turn) {
-        int64_t last = 0, first = INT64_MAX;
-        for (int64_t t = 0; t < num; t++) {
-            last = at_least(last, positions[t]);
-            first = at_most(first, window ? at_least(0, positions[t] + 1 - window) : 0);
-        }
-        for (int64_t l = first / LANES * LANES; l <= last; l += LANES) {
-            for (int64_t lane = 0; lane < LANES; lane++) {
-                const float *key = keys + at_most(l + lane, last) * kv;
-                for (int64_t d = 0; d < size; d++) turned[d * LANES + lane] = key[d];
-            }
-            for (int64_t j = 0; j < num * each; j += MANY) {
-                const float *own[MANY];
-                float *to[MANY];
-                int number = (int)at_most(MANY, num * each - j);
-                for (int k = 0; k < number; k++) {
-                    own[k] = q + (j + k) / each * stride + (j + k) % each * size;
-                    to[k] = scores + (j + k) * room + l;
-                }
-                if (number == MANY)
-                    score_many(MANY, own, turned, size, to);
-                else
-                    for (int k = 0; k < number; k++) score_many(1, own + k, turned, size, to + k);
-            }
+    int64_t first = first_seen(window, positions[0]), last = positions[0];
+    for (int64_t t = 1; t < num; t++) {
+        last = at_least(last, positions[t]);
+        first = at_most(first, first_seen(window, positions[t]));
+    }
+    for (int64_t l = first / LANES * LANES; several && l <= last; l += LANES) {
+        turn_round(keys + l * kv, kv, last - l, size, turned);
+        for (int64_t j = 0; j < queries; j += MANY) {
+            const float *own[MANY];
+            int number = (int)at_most(MANY, queries - j);
+            for (int k = 0; k < number; k++) own[k] = q + (j + k) / each * stride + (j + k) % each * size;
+            float *to = scores + j * room + l;
+            if (number == MANY)
+                score_many(MANY, own, turned, size, to, room);
+            else
+                for (int k = 0; k < number; k++) score_many(1, own + k, turned, size, to + k * room, room);
         }
     }
-    for (int64_t j = 0; j < num * each; j++) {
-        int64_t t = j / each, head = j % each, to = positions[t] + 1, from = window ? at_least(0, to - window) : 0;
-        float *own = scores + j * room;
-        if (!turn) score_one(parts, q + t * stride + head * size, keys, kv, from, to, own);
-        float total = softmax(own, m->scale, from, to);
-        mix(parts, own, total, values, kv, from, to, out + t * out_stride + head * size);
+    const int together = SUMS / parts > 1 ? SUMS / parts : 1;
+    for (int64_t j = 0; j < queries; j += together) {
+        float totals[SUMS], *to[SUMS];
+        int number = (int)at_most(together, queries - j);
+        for (int k = 0; k < number; k++) {
+            int64_t t = (j + k) / each, head = (j + k) % each;
+            int64_t begin = first_seen(window, positions[t]), end = positions[t] + 1;
+            float *own = scores + (j + k) * room;
+            if (!several) score_one(parts, q + t * stride + head * size, keys, kv, begin, end, own);
+            totals[k] = softmax(own, m->scale, begin, end);
+            for (int64_t l = first; l < begin; l++) own[l] = 0; /* seen by others only */
+            for (int64_t l = end; l <= last; l++) own[l] = 0;
+            to[k] = out + t * out_stride + head * size;
+        }
+        if (number == together)
+            mix(parts, together, scores + j * room, room, totals, values, kv, first, last + 1, to);
+        else
+            for (int k = 0; k < number; k++)
+                mix(parts, 1, scores + (j + k) * room, room, totals + k, values, kv, first, last + 1, to + k);
     }
 }
 
@@ -377,12 +435,12 @@ static void attend(const Model *m, const Layer *layer, const Pass *p, const int6
         int64_t num = at_most(QUERIES, num_each - first);
         int64_t begin = row * p->room * m->num_kv * size + group * size;
 #define CASE(n)                                                                                                      \
-    case n * LANES:                                                                                                  \
-        attend_group(n, m, layer->window, positions + at, num, q + at * stride + group * each * size, stride,        \
+    case n:                                                                                                          \
+        attend_group(n / LANES, m, layer->window, positions + at, num, q + at * stride + group * each * size, stride,        \
                      keys + begin, values + begin, out + at * out_stride + group * each * size, out_stride, scratch, \
                      score_room(p), num_each > 1);                                                                   \
         break;
-        switch (size) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(8) CASE(16) }
+        switch (size) { CASE(16) CASE(32) CASE(48) CASE(64) CASE(80) CASE(96) CASE(128) CASE(256) }
 #undef CASE
     }
 }

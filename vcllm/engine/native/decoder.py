@@ -15,7 +15,7 @@ from vcllm.engine.decoder import eps_of
 from vcllm.engine.linear import plain
 from vcllm.engine.masks import SLIDING, Masks
 from vcllm.engine.native import library
-from vcllm.engine.native.library import HEAD_DIMS, PANEL
+from vcllm.engine.native.library import HEAD_DIMS
 from vcllm.engine.native.matrix import Matrix
 
 # Shapes: B rows, T new positions, K positions kept, V vocabulary, D head size.
@@ -37,6 +37,7 @@ class NativeDecoder:
         body, config = model.model, model.config.get_text_config()
         attention = body.layers[0].self_attn
         self.compiled = compiled
+        self.lanes = library.lanes(compiled)
         self.vocab_size: int = model.lm_head.weight.shape[0]
         self.num_kv = attention.k_proj.out_features // attention.head_dim
         self.head_dim: int = attention.head_dim
@@ -79,7 +80,8 @@ class NativeDecoder:
         buffers = cache.buffers(len(self.layers), self.num_kv, self.head_dim, torch.float32)
         pointers = [(c_void_p * len(buffers))(*(each.data_ptr() for each in own)) for own in zip(*buffers, strict=True)]
         cos_CD, sin_CD = self.angles.tables(cache.slots.length)
-        logits = torch.empty(num_rows * num_kept, -(-self.vocab_size // PANEL) * PANEL)
+        panel = 2 * self.lanes
+        logits = torch.empty(num_rows * num_kept, -(-self.vocab_size // panel) * panel)
         task = library.Pass(
             ids=ids_BT.data_ptr(),
             positions=position_BT.data_ptr(),
@@ -128,7 +130,7 @@ class NativeDecoder:
         )
 
     def _matrix(self, *modules: Any, side_by_side: bool = False) -> library.Matrix:
-        self.matrices.append(Matrix(modules, side_by_side=side_by_side))
+        self.matrices.append(Matrix(modules, self.lanes, side_by_side=side_by_side))
         return self.matrices[-1].struct
 
     def _vector(self, norm: Any) -> int | None:

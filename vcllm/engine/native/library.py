@@ -13,8 +13,6 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("decoder.c")
-PANEL, LANES = 32, 16
-"""As in the source."""
 HEAD_DIMS = frozenset({16, 32, 48, 64, 80, 96, 128, 256})
 """That attention is compiled for."""
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-fopenmp", "-w", "-Wno-psabi")
@@ -111,3 +109,8 @@ def load(level: str) -> CDLL | None:
 def library() -> CDLL | None:
     """The best that there is for this processor; None: torch does the work."""
     return next((loaded for level in runnable() if (loaded := load(level)) is not None), None)
+
+
+def lanes(compiled: CDLL) -> int:
+    """Numbers of one of its vectors; weights lie in panels of twice as many outputs."""
+    return c_int64.in_dll(compiled, "lanes").value

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from vcllm.engine.linear import plain
 from vcllm.engine.native import library
-from vcllm.engine.native.library import LANES, PANEL
 
 ROWS_COMPARED = 4096
 """At a time, so that the largest matrix needs little beside itself, and most others end after the first."""
@@ -22,17 +21,18 @@ ROWS_COMPARED = 4096
 class Matrix:
     """The weights of some modules as one matrix, moved here from them."""
 
-    def __init__(self, modules: Sequence[Any], *, side_by_side: bool = False) -> None:
+    def __init__(self, modules: Sequence[Any], lanes: int, *, side_by_side: bool = False) -> None:
         """side_by_side: each panel holds as many outputs of every module, otherwise one module follows the other.
 
         TypeError where one is no plain linear layer.
         """
         self.modules = [module if type(module) is nn.Embedding else plain(module) for module in modules]
-        self.share = LANES if side_by_side else PANEL
+        self.lanes, self.panel = lanes, 2 * lanes
+        self.share = lanes if side_by_side else self.panel
         self.sizes = [len(module.weight) for module in self.modules]
         self.dtype = self.modules[0].weight.dtype
         weights_OI = self._grouped([module.weight.detach() for module in self.modules])
-        self.panels_PIO = _panels(_smallest(weights_OI))
+        self.panels_PIO = _panels(_smallest(weights_OI), lanes)
         del weights_OI
         self.bias_O = self._bias()
         for module in self.modules:
@@ -40,9 +40,9 @@ class Matrix:
 
     def give_back(self) -> None:
         """Put the weights where they came from; this is of no use any more."""
-        weights_OI = _rows(self.panels_PIO).to(self.dtype)
-        if self.share == LANES:
-            groups_PMSI = weights_OI.view(-1, len(self.modules), LANES, weights_OI.shape[1])
+        weights_OI = _rows(self.panels_PIO, self.lanes).to(self.dtype)
+        if self.share == self.lanes:
+            groups_PMSI = weights_OI.view(-1, len(self.modules), self.lanes, weights_OI.shape[1])
             parts = [group.reshape(-1, weights_OI.shape[1]) for group in groups_PMSI.unbind(1)]
         else:
             parts = list(weights_OI[: sum(self.sizes)].split(self.sizes))
@@ -52,7 +52,7 @@ class Matrix:
     @property
     def outputs(self) -> int:
         """Without padding, where the modules follow one another."""
-        return sum(self.sizes) if self.share == PANEL else len(self.panels_PIO) * PANEL
+        return sum(self.sizes) if self.share == self.panel else len(self.panels_PIO) * self.panel
 
     @property
     def struct(self) -> library.Matrix:
@@ -75,24 +75,24 @@ class Matrix:
 
     def _grouped(self, parts: Sequence[Tensor]) -> Tensor:
         """The rows of all parts in the order of the panels, padded with zeros."""
-        if self.share == PANEL:
-            return _padded(torch.cat(list(parts)) if len(parts) > 1 else parts[0], PANEL)
-        padded = [_padded(part, LANES).view(-1, LANES, part.shape[1]) for part in parts]
+        if self.share == self.panel:
+            return _padded(torch.cat(list(parts)) if len(parts) > 1 else parts[0], self.panel)
+        padded = [_padded(part, self.lanes).view(-1, self.lanes, part.shape[1]) for part in parts]
         return torch.stack(padded, 1).view(-1, parts[0].shape[1])
 
 
-def _panels(weights_OI: Tensor) -> Tensor:
-    """[P, I, PANEL]; numbers of half the size lie in pairs, one of each half of a panel, to be parted by shifts."""
-    panels_PHLI = weights_OI.view(-1, PANEL // LANES, LANES, weights_OI.shape[1])
+def _panels(weights_OI: Tensor, lanes: int) -> Tensor:
+    """[P, I, 2 * L]; numbers of half the size lie in pairs, one of each half of a panel, to be parted by shifts."""
+    panels_PHLI = weights_OI.view(-1, 2, lanes, weights_OI.shape[1])
     order = (0, 3, 2, 1) if weights_OI.dtype == torch.bfloat16 else (0, 3, 1, 2)
-    return panels_PHLI.permute(order).reshape(len(panels_PHLI), -1, PANEL).contiguous()
+    return panels_PHLI.permute(order).reshape(len(panels_PHLI), -1, 2 * lanes).contiguous()
 
 
-def _rows(panels_PIO: Tensor) -> Tensor:
+def _rows(panels_PIO: Tensor, lanes: int) -> Tensor:
     """What `_panels` was given."""
     num_panels, num_inputs, _ = panels_PIO.shape
     is_half = panels_PIO.dtype == torch.bfloat16
-    shape = (LANES, PANEL // LANES) if is_half else (PANEL // LANES, LANES)
+    shape = (lanes, 2) if is_half else (2, lanes)
     order = (0, 3, 2, 1) if is_half else (0, 2, 3, 1)
     return panels_PIO.view(num_panels, num_inputs, *shape).permute(order).reshape(-1, num_inputs)
 
