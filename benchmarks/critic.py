@@ -3,8 +3,9 @@
     python -m benchmarks.critic               `make bench-critic`
 
 Ours is the judge of `services.critic`: a verdict and a score for every criterion of the shipped rubric, read as
-the probabilities of lines. The other side has the engine write a verdict of so many tokens, which is what a JSON
-object with the same content takes (16, tersely) or one with a reason for each criterion (128).
+the probabilities of lines. The other side writes a verdict of so many tokens, which is what a JSON object with the
+same content takes (16, tersely), one with a reason for each criterion (128), or one after some thought (512): once
+with the same engine, which reads the rubric once too, and once with `generate` of transformers.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from transformers import Qwen3ForCausalLM
 
 from benchmarks.rows import DOCUMENT, RESULTS, Row, fill, paired_row, table, write_results
@@ -31,14 +34,17 @@ from vcllm.contracts.chat import ChatMessage, Sampling
 from vcllm.contracts.critiques import CritiqueItem
 from vcllm.engine.load import Loaded
 from vcllm.engine.local import LocalEngine
-from vcllm.engine.prompts import stop_ids
+from vcllm.engine.prompts import prompt_text, stop_ids
 from vcllm.training.scratch import train_tokenizer
 
 CONTEXT = 4096
 """The rubric alone has some hundred tokens; the models of the training benchmark would end before the exchange."""
-VERDICTS = (16, 128)
-"""Tokens that the other side writes."""
-NUM_ITEMS = {"4m": 128, "89m": 32}
+VERDICTS = {"engine": (16, 128, 512), "transformers": (16, 128)}
+"""Tokens that the other side writes, and with what."""
+PEERS = {"engine": "the same model and engine", "transformers": f"transformers {transformers.__version__}, `generate`"}
+NUM_ITEMS = {"4m": 64, "89m": 16}
+BATCH = 8
+"""Prompts that `generate` gets at a time, of similar length."""
 
 
 class Side:
@@ -47,7 +53,9 @@ class Side:
     def __init__(self, size: str, items: Sequence[CritiqueItem], tokenizer: Any, forms: dict[Language, Form]) -> None:
         self.items = items
         self.forms = forms
+        self.tokenizer = tokenizer
         self.engine = LocalEngine(Loaded(random_model(size, tokenizer), tokenizer, CONTEXT), own=True)
+        self.model = random_model(size, tokenizer)
 
     async def read(self) -> None:
         """Random weights are on no scale, so nothing is left out for that."""
@@ -55,11 +63,31 @@ class Side:
         assert all(len(critique.criteria) == 5 for critique in critiques), "every criterion is scored"
 
     async def write(self, num_tokens: int) -> None:
-        prompts = [self.forms[item.language].critique(item.query, item.response) for item in self.items]
-        conversations = [[ChatMessage(role="user", content=prompt)] for prompt in prompts]
-        answers = await self.engine.complete(conversations, Sampling(temperature=0, max_tokens=num_tokens))
+        sampling = Sampling(temperature=0, max_tokens=num_tokens)
+        answers = await self.engine.complete(self._conversations(), sampling)
         written = [answer.completions[0].num_tokens for answer in answers]
         assert set(written) == {num_tokens}, "every verdict is written to its end"
+
+    async def write_with_transformers(self, num_tokens: int) -> None:
+        texts = sorted((prompt_text(self.tokenizer, each) for each in self._conversations()), key=len)
+        for start in range(0, len(texts), BATCH):
+            inputs = self.tokenizer(
+                texts[start : start + BATCH],
+                padding=True,
+                padding_side="left",
+                add_special_tokens=False,
+                return_token_type_ids=False,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                ids_BT = self.model.generate(
+                    **inputs, do_sample=False, min_new_tokens=num_tokens, max_new_tokens=num_tokens
+                )
+            assert ids_BT.shape[1] == inputs["input_ids"].shape[1] + num_tokens, "every verdict is written to its end"
+
+    def _conversations(self) -> list[list[ChatMessage]]:
+        prompts = [self.forms[item.language].critique(item.query, item.response) for item in self.items]
+        return [[ChatMessage(role="user", content=prompt)] for prompt in prompts]
 
     def rate(self, work: Callable[[], Any]) -> float:
         """Items per second."""
@@ -80,17 +108,18 @@ def random_model(size: str, tokenizer: Any) -> Any:
 
 
 def measure(side: Side, size: str, num_pairs: int) -> list[Row]:
-    """A row for every length of verdict; sides take turns, every other pair the other way round."""
+    """A row for every way to write and length of verdict; sides take turns, every other pair the other way round."""
     rows = []
-    for num_tokens in VERDICTS:
-        works = {"ours": side.read, "peer": lambda tokens=num_tokens: side.write(tokens)}
+    writers = {"engine": side.write, "transformers": side.write_with_transformers}
+    for how, num_tokens in [(how, each) for how, lengths in VERDICTS.items() for each in lengths]:
+        works = {"ours": side.read, "peer": partial(writers[how], num_tokens)}
         rates: dict[str, list[float]] = {name: [] for name in works}
         for pair in range(num_pairs + 1):
             for name in sorted(works, reverse=bool(pair % 2)):
                 rate = side.rate(works[name])
                 if pair:  # the first is warm-up
                     rates[name].append(rate)
-        peer = f"the same model and engine, writing {num_tokens} tokens"
+        peer = f"{PEERS[how]}, writing {num_tokens} tokens"
         rows.append(paired_row(f"Critic {size.upper()}", "items/s", rates["ours"], rates["peer"], peer))
         print(table(rows[-1:]), flush=True)
     return rows

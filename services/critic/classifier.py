@@ -19,9 +19,10 @@ from vcllm.contracts.critiques import (
     CritiqueItem,
     Failure,
 )
+from vcllm.engine.classes import class_probabilities, critic_text
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
-from vcllm.engine.scoring import by_length, class_probabilities, critic_text
+from vcllm.engine.scoring import by_length
 from vcllm.serving.proof import Refused
 
 MAX_ITEMS_PER_PASS = 128

@@ -31,9 +31,9 @@ from vcllm.contracts.critiques import (
     CritiqueReply,
     Outcome,
 )
+from vcllm.engine.classes import class_probabilities, critic_text
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
-from vcllm.engine.scoring import class_probabilities, critic_text
 from vcllm.serving.proof import Refused
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore

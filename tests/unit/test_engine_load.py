@@ -14,9 +14,9 @@ from peft import LoraConfig, TaskType, get_peft_model
 
 from tests.fakes import tiny_causal, tiny_classifier, tiny_tokenizer
 from vcllm.engine import precision
+from vcllm.engine.classes import class_probabilities
 from vcllm.engine.engine import greedy_texts
 from vcllm.engine.load import Loader
-from vcllm.engine.scoring import class_probabilities
 from vcllm.engine.unsafe import Unsafe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft 0.21

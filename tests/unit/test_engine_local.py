@@ -482,8 +482,8 @@ def test_streams_go_on_while_texts_are_scored(
 ) -> None:
     """A token between two passes, and the scores are those of an engine that does nothing else."""
     monkeypatch.setattr(scoring, "SCORED_PER_PASS", 8)
-    conversations = [[ChatMessage(role="user", content=f"{i} Who may speak?")] for i in range(5)]
-    words = [["Everyone may.", "Everyone else.", "No."]] * 5
+    conversations = [[ChatMessage(role="user", content=f"{i} Who may speak?")] for i in range(12)]
+    words = [["Everyone may.", "Everyone else.", "No."]] * 12
     items = items_of(loaded, conversations, words)
     count = Watching(engine)
     expected = score_ids(loaded.model, items)

@@ -13,10 +13,12 @@ from transformers import GemmaConfig, GraniteConfig, LlamaConfig, MistralConfig,
 
 from tests.unit.test_engine_decoder import STRETCHED, WIDTHS, assert_close, at_once, in_pieces, model_of, rows_of
 from vcllm.engine import choice
+from vcllm.engine.branches import Text, read
 from vcllm.engine.cache import SlotCache
 from vcllm.engine.choice import forward_of
 from vcllm.engine.decoder import Decoder
 from vcllm.engine.engine import Batch
+from vcllm.engine.forward import Forward, ModelForward
 from vcllm.engine.native import build, library
 from vcllm.engine.native.decoder import NativeDecoder
 from vcllm.engine.native.matrix import Matrix
@@ -148,6 +150,53 @@ def test_any_new_position_may_be_kept() -> None:
     found = forward_of(model, own=True)(cache, ids_BT, position_BT, keep_BK)
 
     assert_close(list(found), [row[keep] for row, keep in zip(expected, keep_BK, strict=True)], share=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-32", "mistral-short-window", "mistral-long-window"])
+@pytest.mark.parametrize("way", ["own code", "torch", *library.levels()])
+def test_a_branch_sees_the_beginning_and_itself(way: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts side by side behind one beginning give the logits of each behind it alone."""
+    model = model_of(TAKEN[name])
+    beginnings, branches = [[*range(5, 30)], [*range(40, 43)]], [[7, 8, 9, 10], [11], [12, 13, 14, 15, 16, 17, 18]]
+    expected = [
+        model(torch.tensor([[*start, *own]])).logits[0, -len(own) :] for start in beginnings for own in branches
+    ]
+    cache, texts = SlotCache(), [Text(0, tuple(start)) for start in beginnings]
+    cache.reserve(2, 64)
+    for text in texts:
+        for own in branches:
+            text.branch(tuple(own))
+
+    logits_BKV = read(forward_by(way, model, monkeypatch), cache, texts, model.device)
+
+    sizes = [len(own) for own in branches]
+    assert_close([part for row in logits_BKV for part in row[1:].split(sizes)], expected, share=1e-5)
+
+
+def forward_by(way: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> Forward:
+    """The model's own code, few large operations of torch, or the pass compiled for a level."""
+    if way in ("own code", "torch"):
+        return ModelForward(model) if way == "own code" else forward_of(model)
+    if way not in library.runnable() or library.load(way) is None:
+        pytest.skip(f"the forward pass has not been compiled for {way}, or this processor is another")
+    monkeypatch.setattr(choice, "library", lambda: library.load(way))
+    forward = forward_of(model, own=True)
+    assert isinstance(forward, NativeDecoder)
+    return forward
+
+
+@needs_compiled
+def test_places_that_the_cache_does_not_have_are_refused() -> None:
+    forward, cache = forward_of(model_of(TAKEN["llama"]), own=True), SlotCache()
+    cache.reserve(1, 8)
+    ids, keep = torch.tensor([[5]]), torch.tensor([[0]])
+
+    cache.aim(torch.tensor([[9]]), 10)
+    with pytest.raises(IndexError, match="place 9 is none of 8"):
+        forward(cache, ids, torch.tensor([[3]]), keep)
+    cache.aim(torch.tensor([[3]]), 4, hidden_BT2=torch.tensor([[[0, 99]]]))
+    with pytest.raises(IndexError, match="end of what is hidden 99 is none of 4"):
+        forward(cache, ids, torch.tensor([[3]]), keep)
 
 
 @needs_compiled

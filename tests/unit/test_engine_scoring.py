@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.fakes import score_ids, tiny_causal, tiny_classifier, tiny_tokenizer
-from vcllm.engine import scoring
+from vcllm.engine import branches, scoring
+from vcllm.engine.classes import class_probabilities, critic_text
 from vcllm.engine.forward import ModelForward
-from vcllm.engine.scoring import Scoring, by_length, class_probabilities, critic_text, largest_gap
+from vcllm.engine.prefix import BLOCK, PrefixCache
+from vcllm.engine.scoring import Scoring, by_length, largest_gap
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_passes_hold_every_index_once_within_their_bounds() -> None:
     assert list(by_length([])) == []
 
 
-def shapes_read(model: Any, items: list[Any]) -> list[tuple[int, ...]]:
+def shapes_read(model: Any, items: list[Any], prefixes: PrefixCache | None = None) -> list[tuple[int, ...]]:
     """What a scoring reads, pass by pass."""
     usual, read = ModelForward(model), []
 
@@ -116,18 +118,44 @@ def shapes_read(model: Any, items: list[Any]) -> list[tuple[int, ...]]:
         read.append(tuple(ids_BT.shape))
         return usual(cache, ids_BT, *rest)
 
-    for _ in Scoring(items).passes(forward, model.device, model.config.vocab_size):
+    for _ in Scoring(items).passes(forward, model.device, model.config.vocab_size, prefixes):
         pass
     return read
 
 
 def test_nothing_is_read_twice(tokenizer: Any) -> None:
-    """One reading of what three heads share, one of the rest of each, two of what their continuations share."""
+    """One reading of what three heads share, one of the rest of each with what its continuations share."""
     model, rubric = tiny_causal(tokenizer), list(range(5, 45))
     heads = [[*rubric, 50 + i] for i in range(3)]
     items = [(head, tail) for head in heads for tail in ([7, 8, 9], [7, 8, 10], [7, 11], [6, 12], [13])]
 
-    assert shapes_read(model, items) == [(1, 40), (3, 1), (3, 2), (3, 1)]
+    assert shapes_read(model, items) == [(1, 40), (3, 1 + 3)]
+
+
+def test_many_continuations_take_several_passes(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees the whole head, whichever pass it is in."""
+    model, heads = tiny_causal(tokenizer), [[5, 6, 7], [8], [9, 10]]
+    tails = [[7, 8, 9], [7, 8, 10], [7, 11], [6, 12], [13], [14, 15, 16]]
+    items = [(head, tail) for head in heads for tail in tails[: 3 + len(head)]]
+    expected = [score_ids(model, [item])[0] for item in items]
+    monkeypatch.setattr(branches, "BRANCHED_PER_PASS", 2)
+
+    assert score_ids(model, items) == pytest.approx(expected, abs=1e-4)
+    assert shapes_read(model, items) == [(3, 3 + 2), (3, 2), (3, 1)]
+
+
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_what_was_read_for_others_is_not_read_again(tokenizer: Any, num_heads: int) -> None:
+    """Whole blocks of it; the scores stay."""
+    model, rubric, prefixes = tiny_causal(tokenizer), [5 + i % 40 for i in range(2 * BLOCK + 8)], PrefixCache(1000)
+    items = [([*rubric, 50 + i], [7, 8]) for i in range(num_heads)]
+
+    assert shapes_read(model, items, prefixes) == [(1, 2 * BLOCK + 8), (num_heads, 1 + 1)]
+    assert shapes_read(model, items, prefixes) == [(1, 8), (num_heads, 1 + 1)]
+    again = Scoring(items)
+    for _ in again.passes(ModelForward(model), model.device, model.config.vocab_size, prefixes):
+        pass
+    assert again.scores == pytest.approx(score_ids(model, items), abs=1e-4)
 
 
 def test_shared_readings_score_as_separate_ones(tokenizer: Any) -> None:

@@ -27,10 +27,10 @@ from vcllm.contracts.recipes import (
     SftStage,
     StageOrder,
 )
+from vcllm.engine.classes import class_probabilities, critic_text
 from vcllm.engine.engine import greedy_texts
 from vcllm.engine.load import Loader
 from vcllm.engine.prompts import encode
-from vcllm.engine.scoring import class_probabilities, critic_text
 from vcllm.stores.models import ModelStore
 from vcllm.training.chats import encode_chats
 from vcllm.training.run import run_order

@@ -16,9 +16,9 @@ from tests.fakes import tiny_causal, tiny_tokenizer
 from vcllm.contracts.critiques import SCORED
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import Base, CriticStage, Lora, Optim, StageOrder
+from vcllm.engine.classes import class_probabilities, critic_text
 from vcllm.engine.load import Loader
 from vcllm.engine.prompts import encode
-from vcllm.engine.scoring import class_probabilities, critic_text
 from vcllm.stores.models import ModelStore
 from vcllm.training.batches import make_batch
 from vcllm.training.corpus import Corpus, Counts, Encoded, write_corpus

@@ -35,6 +35,8 @@ class Slots:
     span: slice | None = None
     """The new positions where they are the same for all rows: a plain copy, which costs a tenth of a scatter."""
     length = 0
+    hidden_BT2: Tensor | None = None
+    """Places from and up to which a new position sees nothing: those of other continuations of the same beginning."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -97,12 +99,16 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.each(partial(_resized, slots=slots))
 
-    def aim(self, positions_BT: Tensor, length: int, span: slice | None = None) -> None:
+    def aim(
+        self, positions_BT: Tensor, length: int, span: slice | None = None, hidden_BT2: Tensor | None = None
+    ) -> None:
         """The coming pass writes row b at `positions_BT[b]` and attends to the first `length` positions.
 
         span: those positions, where they follow one another and are the same for all rows.
+        hidden_BT2: a range that each new position skips; what lies in front of it counts as that much nearer.
         """
         self.slots.span = span
+        self.slots.hidden_BT2 = hidden_BT2
         self.slots.rows_B1 = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
         self.slots.positions_BT = positions_BT
         self.slots.length = length

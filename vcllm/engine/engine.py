@@ -43,7 +43,8 @@ class Batch:
         self.rows = Rows()
         self.cache = SlotCache()
         self.prefixes = PrefixCache(self.limits.prefix_tokens)
-        self.scorings = Scorings(self.forward, self.device, model.config.get_text_config().vocab_size)
+        vocab_size = model.config.get_text_config().vocab_size
+        self.scorings = Scorings(self.forward, self.device, vocab_size, self.prefixes)
         self.num_tokens = 0
         """Written since the start, over all requests."""
 

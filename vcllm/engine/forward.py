@@ -31,7 +31,7 @@ class ModelForward:
         """Whether the model wants a mask for each kind of attention, by name."""
 
     def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
-        masks = self.masks(position_BT, cache.slots.length)
+        masks = self.masks(cache.slots)
         logits_BKV: Tensor = self.model(
             input_ids=ids_BT,
             position_ids=position_BT,

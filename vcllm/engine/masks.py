@@ -1,4 +1,4 @@
-"""Attention masks over slot caches: a row at position p sees its positions up to p, or a window of them."""
+"""Attention masks over slot caches: a row at position p sees its positions up to p, or some of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from vcllm.engine.cache import Slots
 
 # Shapes: B rows, T new positions, L positions in use.
 
@@ -30,16 +32,20 @@ class Masks:
         self.window = window if SLIDING in self.kinds else None
         self.additive = additive
 
-    def __call__(self, position_BT: Tensor, length: int) -> dict[str, Tensor]:
+    def __call__(self, slots: Slots) -> dict[str, Tensor]:
         """A mask [B, 1, T, L] for each kind there is."""
-        key_L = torch.arange(length, device=position_BT.device)
-        query_B1T1 = position_BT[:, None, :, None]
-        seen_B1TL = key_L <= query_B1T1
+        key_L = torch.arange(slots.length, device=slots.positions_BT.device)
+        distance_B1TL = slots.positions_BT[:, None, :, None] - key_L
+        seen_B1TL = distance_B1TL >= 0
+        if slots.hidden_BT2 is not None:
+            start_B1T1, end_B1T1 = slots.hidden_BT2[:, None, :, None].unbind(-1)
+            seen_B1TL = seen_B1TL & ((key_L < start_B1T1) | (key_L >= end_B1T1))
+            distance_B1TL = distance_B1TL - (end_B1T1 - start_B1T1) * (key_L < start_B1T1)
         masks = {}
         if FULL in self.kinds:
             masks[FULL] = self._form(seen_B1TL)
         if self.window is not None:
-            masks[SLIDING] = self._form(seen_B1TL & (key_L > query_B1T1 - self.window))
+            masks[SLIDING] = self._form(seen_B1TL & (distance_B1TL < self.window))
         return masks
 
     def _form(self, seen_B1TL: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading a model instead of letting it write: log-probabilities of texts, a classifier's probabilities."""
+"""Reading a model instead of letting it write: log-probabilities of texts."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vcllm.contracts.critiques import SCORE_PREFIX
+from vcllm.engine.branches import Branches, Text, Tokens, read
 from vcllm.engine.cache import SlotCache
 from vcllm.engine.forward import Forward
-from vcllm.engine.prompts import render, without_special_tokens
+from vcllm.engine.prefix import BLOCK, PrefixCache
 
-# Shapes: B texts, T tokens, K of them where logits are kept, V vocabulary, C labels of a classifier.
+# Shapes: B texts, K tokens where logits are kept, V vocabulary.
 
 TOKENS_PER_PASS = 8192
 SCORED_PER_PASS = 1024
 """New tokens, padding included, that are read at once while others may wait for a step."""
 DONE = object()
 """What an iterator of passes has instead of a further one."""
+POSITIONS_STEP = 256
+"""A cache for the rows has so many more positions at least, so that the next rows fit as well."""
 SHORTEST_SHARED = 16
 """Tokens; a shorter common beginning is read with each text."""
-Tokens = tuple[int, ...]
-
 LOGITS_PER_PASS = 1 << 26
 """Bounds the memory of one forward pass over a large vocabulary (256 MiB in float32)."""
 
@@ -37,7 +36,7 @@ class Scoring:
     """Log-probabilities of continuations, found pass by pass, so that whoever runs it can do other work in between.
 
     Nothing is read twice: what all heads begin with, a head, and what its continuations have in common are read once,
-    and the last token of a continuation is not read at all.
+    and the last token of a continuation is not read at all. A head and its continuations take one pass.
     """
 
     def __init__(self, items: Sequence[Item], owner: Any = None) -> None:
@@ -53,104 +52,76 @@ class Scoring:
                 self._tails.setdefault(tuple(head), []).append((index, tuple(tail)))
 
     @torch.inference_mode()
-    def passes(self, forward: Forward, device: torch.device, vocab_size: int) -> Iterator[None]:
-        """Do the work; one forward pass between two items of the iterator."""
+    def passes(
+        self, forward: Forward, device: torch.device, vocab_size: int, prefixes: PrefixCache | None = None
+    ) -> Iterator[None]:
+        """Do the work; one forward pass between two items of the iterator.
+
+        prefixes: what was read for others, where a prompt's beginning may be found, and will be left.
+        """
         heads = list(self._tails)
-        begun = Begun(common_beginning(heads), device)
+        begun = Begun(common_beginning(heads), device, PrefixCache(0) if prefixes is None else prefixes)
         yield from begun.read(forward)
-        longest_tail = max((len(tail) for tails in self._tails.values() for _, tail in tails), default=0)
-        num_new = max((len(head) for head in heads), default=0) - len(begun.tokens)
-        max_rows = max(1, min(LOGITS_PER_PASS // (longest_tail or 1) // vocab_size, SCORED_PER_PASS // (num_new or 1)))
-        for rows in by_length([len(head) + longest_tail for head in heads], max_rows):
-            yield from self._score([heads[row] for row in rows], begun, forward)
+        branches = [Branches([tail for _, tail in self._tails[head]]) for head in heads]
+        num_kept = 1 + max((branch.longest for branch in branches), default=0)
+        lengths = [len(head) - len(begun.tokens) + branch.longest for head, branch in zip(heads, branches, strict=True)]
+        for rows in by_length(lengths, max(1, LOGITS_PER_PASS // num_kept // vocab_size), SCORED_PER_PASS):
+            yield from self._score([heads[row] for row in rows], [branches[row] for row in rows], begun, forward)
 
-    def _score(self, heads: list[Tokens], begun: Begun, forward: Forward) -> Iterator[None]:
+    def _score(self, heads: list[Tokens], branches: list[Branches], begun: Begun, forward: Forward) -> Iterator[None]:
         """The continuations of these heads."""
-        tails = [self._tails[head] for head in heads]
-        longest = max(len(tail) for each in tails for _, tail in each)
-        reader = Reader(forward, begun.cache_for(len(heads), max(map(len, heads)) + longest), begun.device)
+        width = max(len(head) + each.longest for head, each in zip(heads, branches, strict=True))
+        cache = begun.cache_for(len(heads), width)
         known = len(begun.tokens)
-        last_B = [len(head) - known - 1 for head in heads]
-        logprobs_B1V = reader(
-            [head[known:] for head in heads], [known] * len(heads), keep_BK=[[last] for last in last_B]
-        )
-        for row, each in enumerate(tails):
-            for index, tail in each:
-                self.scores[index] = logprobs_B1V[row, 0, tail[0]].item()
-        yield
-        branches = [Branches([tail for _, tail in each]) for each in tails]
-        for number in range(max(len(branch.texts) for branch in branches)):
-            texts = [branch.texts[number] if number < len(branch.texts) else () for branch in branches]
-            width = max(map(len, texts))
-            logprobs_BTV = reader(texts, [len(head) for head in heads], keep_BK=[list(range(width)) for _ in heads])
-            for row, each in enumerate(tails):
-                for index, tail in each:
-                    if len(tail) > 1 and branches[row].of[tail[:-1]] == number:
-                        places = list(range(len(tail) - 1))
-                        self.scores[index] += logprobs_BTV[row, places, list(tail[1:])].sum().item()
+        for number in range(max(len(each.groups) for each in branches)):
+            texts = [each.text(number, head, known) for head, each in zip(heads, branches, strict=True)]
+            wanted = [
+                (row, kept, token, index)
+                for row, head in enumerate(heads)
+                for index, tail in self._tails[head]
+                for kept, token in branches[row].places(tail, number)
+            ]
+            rows, kept, tokens, indices = zip(*wanted, strict=True)
+            logits_BKV = read(forward, cache, texts, begun.device).float()
+            found = logits_BKV[rows, kept, tokens] - logits_BKV.logsumexp(-1)[rows, kept]
+            for index, logprob in zip(indices, found.tolist(), strict=True):
+                self.scores[index] += logprob
             yield
-
-
-class Branches:
-    """What has to be read behind one head, so that every continuation but its last token has been."""
-
-    def __init__(self, tails: Sequence[Tokens]) -> None:
-        self.texts: list[Tokens] = []
-        self.of: dict[Tokens, int] = {}
-        """Which text begins like this."""
-        for text in sorted({tail[:-1] for tail in tails if len(tail) > 1}, key=len, reverse=True):
-            if text not in self.of:
-                self.of.update(
-                    {text[:end]: len(self.texts) for end in range(1, len(text) + 1) if text[:end] not in self.of}
-                )
-                self.texts.append(text)
-
-
-class Reader:
-    """Reads texts into the rows of a cache. A text read later at the same place takes that of an earlier one."""
-
-    def __init__(self, forward: Forward, cache: SlotCache, device: torch.device) -> None:
-        self.forward = forward
-        self.cache = cache
-        self.device = device
-
-    def __call__(self, texts: Sequence[Tokens], starts: Sequence[int], keep_BK: list[list[int]]) -> Tensor:
-        """Log-probabilities [B, K, V] of what comes behind the tokens that are kept, counted from each text's start."""
-        ids_BT, _ = padded([list(text) for text in texts], self.device)
-        start_B1 = torch.tensor(starts, device=self.device)[:, None]
-        position_BT = start_B1 + torch.arange(ids_BT.shape[1], device=self.device)
-        self.cache.aim(position_BT, max(starts) + ids_BT.shape[1])
-        logits_BKV = self.forward(self.cache, ids_BT, position_BT, torch.tensor(keep_BK, device=self.device))
-        return logits_BKV.float().log_softmax(-1)
 
 
 class Begun:
     """What all heads begin with, read once."""
 
-    def __init__(self, tokens: Tokens, device: torch.device) -> None:
+    def __init__(self, tokens: Tokens, device: torch.device, prefixes: PrefixCache) -> None:
         self.tokens = tokens
         self.device = device
+        self.prefixes = prefixes
         self.cache = SlotCache()
+        self._rows = SlotCache()
 
     def read(self, forward: Forward) -> Iterator[None]:
+        blocks = self.prefixes.find(self.tokens)
         self.cache.reserve(1, max(1, len(self.tokens)))
-        reader = Reader(forward, self.cache, self.device)
-        for start in range(0, len(self.tokens), SCORED_PER_PASS):
-            reader([self.tokens[start : start + SCORED_PER_PASS]], [start], keep_BK=[[0]])
+        self.cache.begin([blocks])
+        for start in range(BLOCK * len(blocks), len(self.tokens), SCORED_PER_PASS):
+            read(forward, self.cache, [Text(start, self.tokens[start : start + SCORED_PER_PASS])], self.device)
             yield
+        self.prefixes.keep(self.tokens, self.cache, 0)
 
     def cache_for(self, num_rows: int, num_positions: int) -> SlotCache:
-        """A cache whose rows all hold it."""
-        cache = SlotCache()
-        cache.reserve(num_rows, num_positions)
-        if self.tokens:
-            cache.join(self.cache, [0] * num_rows, at=0)
-        return cache
+        """A cache whose rows all hold it; the last one, where that is large enough."""
+        slots = self._rows.slots
+        if num_rows > slots.num_rows or num_positions > slots.num_positions:
+            self._rows = SlotCache()
+            self._rows.reserve(num_rows, -(-num_positions // POSITIONS_STEP) * POSITIONS_STEP)
+            if self.tokens:
+                self._rows.join(self.cache, [0] * num_rows, at=0)
+        return self._rows
 
 
 def common_beginning(heads: Sequence[Tokens]) -> Tokens:
     """Of all heads, but for the last token of the shortest, which has to be read with its own; empty if too short."""
-    if len(heads) < 2:
+    if not heads:
         return ()
     common = os.path.commonprefix([min(heads), max(heads)])[: min(map(len, heads)) - 1]
     return tuple(common) if len(common) >= SHORTEST_SHARED else ()
@@ -159,8 +130,10 @@ def common_beginning(heads: Sequence[Tokens]) -> Tokens:
 class Scorings:
     """Those in line; they take turns, pass by pass, so that a large one delays a small one by one pass only."""
 
-    def __init__(self, forward: Forward, device: torch.device, vocab_size: int) -> None:
-        self._how = forward, device, vocab_size
+    def __init__(
+        self, forward: Forward, device: torch.device, vocab_size: int, prefixes: PrefixCache | None = None
+    ) -> None:
+        self._how = forward, device, vocab_size, prefixes
         self._line: deque[tuple[Scoring, Iterator[None]]] = deque()
         self._done: list[Scoring] = []
 
@@ -204,39 +177,6 @@ def largest_gap(model: Any, item: Item) -> float:
     return float((logits_KV.amax(-1) - chosen_K1[:, 0]).max())
 
 
-def critic_text(tokenizer: Any, query: str, response: str) -> str:
-    """What a critic reads: the exchange in the chat template, nothing else. Training and serving share it."""
-    turns = [
-        {"role": "user", "content": without_special_tokens(tokenizer, query)},
-        {"role": "assistant", "content": without_special_tokens(tokenizer, response)},
-    ]
-    return render(tokenizer, turns, add_generation_prompt=False)
-
-
-@torch.inference_mode()
-def class_probabilities(
-    model: Any, ids: Sequence[list[int]], temperature: float | Sequence[float] = 1.0
-) -> list[list[float]]:
-    """Per text a number for every label, in the order of `config.id2label`.
-
-    Classes share a probability of 1, at a temperature for all texts or each its own; labels that begin with
-    `score:` are no classes, each is a score in [0, 1] by itself.
-    """
-    is_score_C = torch.tensor([label.startswith(SCORE_PREFIX) for _, label in sorted(model.config.id2label.items())])
-    is_score_C, temperature_B = is_score_C.to(model.device), torch.as_tensor(temperature).expand(len(ids))
-    found: list[list[float]] = [[] for _ in ids]
-    pad = model.config.get_text_config().pad_token_id
-    for rows in by_length([len(text) for text in ids]):
-        ids_BT, seen_BT = padded([ids[row] for row in rows], model.device, pad)
-        logits_BC = model(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False).logits
-        classes_BC = logits_BC.float() / temperature_B[rows, None].to(model.device)
-        probs_BC = classes_BC.masked_fill(is_score_C, -torch.inf).softmax(-1)
-        values_BC = probs_BC.where(~is_score_C, logits_BC.float().sigmoid())
-        for row, values in zip(rows, values_BC.tolist(), strict=True):
-            found[row] = values
-    return found
-
-
 def by_length(
     lengths: Sequence[int], max_rows: int = 1 << 30, max_tokens: int = TOKENS_PER_PASS
 ) -> Iterator[list[int]]:
@@ -250,11 +190,3 @@ def by_length(
         pending.append(index)
     if pending:
         yield pending
-
-
-def padded(rows: Sequence[list[int]], device: torch.device, pad: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids padded on the right, and 1 where they are real."""
-    width = max(len(row) for row in rows)
-    ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=torch.long)
-    seen_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return ids_BT.to(device), seen_BT.to(device)

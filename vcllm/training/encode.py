@@ -13,8 +13,8 @@ from typing import Any
 
 from vcllm.contracts.critiques import SCORED
 from vcllm.contracts.problems import BadRequest
+from vcllm.engine.classes import critic_text
 from vcllm.engine.prompts import encode
-from vcllm.engine.scoring import critic_text
 from vcllm.training.chats import ALL_CUT, Chat, encode_chats, encode_documents, encode_preferences, learns_end
 from vcllm.training.corpus import Counts, Encoded
 

@@ -67,6 +67,8 @@ typedef struct {
 
 typedef struct {
     const int64_t *ids, *positions; /* [B, T] */
+    const int64_t *places;          /* [B, T]: where in the cache */
+    const int64_t *hidden;          /* [B, T, 2]: places from and up to which nothing is seen; or null */
     const int64_t *keep;            /* [B, K]: new positions whose logits are wanted */
     int64_t num_rows, num_new, num_kept;
     float *const *keys, *const *values; /* of each layer, [rows, room, G, D] */
@@ -260,7 +262,7 @@ static void place(const Model *m, const Layer *layer, const Pass *p, float *qkv,
             if (weight) normed(own + h * size, weight, m->eps_qk, size, own + h * size);
             rotate(own + h * size, cos, sin, size);
         }
-        int64_t at = (n / p->num_new * p->room + p->positions[n]) * kv;
+        int64_t at = (n / p->num_new * p->room + p->places[n]) * kv;
         memcpy(keys + at, own + m->num_q * size, kv * sizeof(float));
         memcpy(values + at, own + m->num_q * size + kv, kv * sizeof(float));
     }
@@ -368,19 +370,29 @@ INLINE void mix(const int parts, const int number, const float *shares, int64_t 
         for (int i = 0; i < parts; i++) store(out[j] + i * LANES, sums[j][i] / totals[j]);
 }
 
-INLINE int64_t first_seen(int64_t window, int64_t position) { return window ? at_least(0, position + 1 - window) : 0; }
+/* New positions in the cache. */
+typedef struct {
+    const int64_t *places, *hidden; /* as in Pass, the latter may be null */
+} At;
+
+/* The first place that a new position sees through its window. */
+INLINE int64_t first_seen(At at, int64_t n, int64_t window) {
+    int64_t from = at.hidden ? at.hidden[2 * n] : 0, gap = at.hidden ? at.hidden[2 * n + 1] - from : 0;
+    int64_t first = at.places[n] - gap + 1 - window;
+    return window ? at_least(0, first > from ? first + gap : first) : 0;
+}
 
 /* The heads of one group at some positions of one row. q, out: of the first position, `stride` apart.
    several: keys are turned round and values loaded once for many queries. */
-INLINE void attend_group(const int parts, const Model *m, int64_t window, const int64_t *positions, int64_t num,
+INLINE void attend_group(const int parts, const Model *m, int64_t window, At at, int64_t num,
                          const float *q, int64_t stride, const float *keys, const float *values, float *out,
                          int64_t out_stride, float *scratch, int64_t room, int several) {
     int64_t size = parts * LANES, each = m->num_q / m->num_kv, kv = m->num_kv * size, queries = num * each;
     float *turned = scratch, *scores = scratch + size * LANES;
-    int64_t first = first_seen(window, positions[0]), last = positions[0];
+    int64_t first = first_seen(at, 0, window), last = at.places[0];
     for (int64_t t = 1; t < num; t++) {
-        last = at_least(last, positions[t]);
-        first = at_most(first, first_seen(window, positions[t]));
+        last = at_least(last, at.places[t]);
+        first = at_most(first, first_seen(at, t, window));
     }
     for (int64_t l = first / LANES * LANES; several && l <= last; l += LANES) {
         turn_round(keys + l * kv, kv, last - l, size, turned);
@@ -401,9 +413,11 @@ INLINE void attend_group(const int parts, const Model *m, int64_t window, const 
         int number = (int)at_most(together, queries - j);
         for (int k = 0; k < number; k++) {
             int64_t t = (j + k) / each, head = (j + k) % each;
-            int64_t begin = first_seen(window, positions[t]), end = positions[t] + 1;
+            int64_t begin = first_seen(at, t, window), end = at.places[t] + 1;
             float *own = scores + (j + k) * room;
             if (!several) score_one(parts, q + t * stride + head * size, keys, kv, begin, end, own);
+            for (int64_t l = at.hidden ? at.hidden[2 * t] : 0; at.hidden && l < at.hidden[2 * t + 1]; l++)
+                own[l] = -INFINITY;
             totals[k] = softmax(own, m->scale, begin, end);
             for (int64_t l = first; l < begin; l++) own[l] = 0; /* seen by others only */
             for (int64_t l = end; l <= last; l++) own[l] = 0;
@@ -424,7 +438,7 @@ INLINE int64_t thread_scratch(const Model *m, const Pass *p) {
     return m->head_dim * LANES + QUERIES * (m->num_q / m->num_kv) * score_room(p);
 }
 
-static void attend(const Model *m, const Layer *layer, const Pass *p, const int64_t *positions, int64_t num_each,
+static void attend(const Model *m, const Layer *layer, const Pass *p, At all, int64_t num_each,
                    const float *q, int64_t stride, const float *keys, const float *values, float *out,
                    int64_t out_stride, float *scratch) {
     int64_t size = m->head_dim, each = m->num_q / m->num_kv, pieces = (num_each + QUERIES - 1) / QUERIES;
@@ -434,9 +448,10 @@ static void attend(const Model *m, const Layer *layer, const Pass *p, const int6
         int64_t first = task / m->num_kv % pieces * QUERIES, at = row * num_each + first;
         int64_t num = at_most(QUERIES, num_each - first);
         int64_t begin = row * p->room * m->num_kv * size + group * size;
+        At these = {all.places + at, all.hidden ? all.hidden + 2 * at : 0};
 #define CASE(n)                                                                                                      \
     case n:                                                                                                          \
-        attend_group(n / LANES, m, layer->window, positions + at, num, q + at * stride + group * each * size, stride,        \
+        attend_group(n / LANES, m, layer->window, these, num, q + at * stride + group * each * size, stride,        \
                      keys + begin, values + begin, out + at * out_stride + group * each * size, out_stride, scratch, \
                      score_room(p), num_each > 1);                                                                   \
         break;
@@ -460,7 +475,7 @@ INLINE Widths widths(const Model *m) {
 int64_t scratch_size(const Model *m, const Pass *p) {
     Widths w = widths(m);
     int64_t rows = p->num_rows * at_least(p->num_new, p->num_kept), kept = p->num_rows * p->num_kept;
-    return rows * (w.x + w.h + w.qkv + w.mixed + w.inner) + kept * (w.x + w.qkv + 2) +
+    return rows * (w.x + w.h + w.qkv + w.mixed + w.inner) + kept * (w.x + w.qkv + 6) +
            p->num_threads * thread_scratch(m, p) + PANEL;
 }
 
@@ -470,12 +485,13 @@ void forward(const Model *m, const Pass *p) {
     int64_t rows = p->num_rows * at_least(p->num_new, p->num_kept);
     float *x = p->scratch, *h = x + rows * w.x, *qkv = h + rows * w.h, *mixed = qkv + rows * w.qkv;
     float *inner = mixed + rows * w.mixed, *kept_x = inner + rows * w.inner, *kept_q = kept_x + num_kept * w.x;
-    int64_t *kept_positions = (int64_t *)(((uintptr_t)(kept_q + num_kept * w.qkv) + 7) & ~(uintptr_t)7);
-    float *rest = (float *)(kept_positions + num_kept);
+    int64_t *kept_places = (int64_t *)(((uintptr_t)(kept_q + num_kept * w.qkv) + 7) & ~(uintptr_t)7);
+    int64_t *kept_hidden = kept_places + num_kept;
+    float *rest = (float *)(kept_hidden + 2 * num_kept);
 #pragma omp parallel num_threads(p->num_threads) firstprivate(num, num_each, x, qkv)
     {
         float *own = rest + omp_get_thread_num() * thread_scratch(m, p);
-        const int64_t *positions = p->positions;
+        At at = {p->places, p->hidden};
         embed(&m->embedding, p->ids, num, x, w.x);
         for (int64_t i = 0; i < m->num_layers; i++) {
             const Layer *layer = m->layers + i;
@@ -488,11 +504,12 @@ void forward(const Model *m, const Pass *p) {
                     int64_t from = n / p->num_kept * p->num_new + p->keep[n];
                     memcpy(kept_x + n * w.x, x + from * w.x, w.x * sizeof(float));
                     memcpy(kept_q + n * w.qkv, qkv + from * w.qkv, m->num_q * m->head_dim * sizeof(float));
-                    kept_positions[n] = p->positions[from];
+                    kept_places[n] = p->places[from];
+                    if (p->hidden) memcpy(kept_hidden + 2 * n, p->hidden + 2 * from, 2 * sizeof(int64_t));
                 }
-                x = kept_x, qkv = kept_q, positions = kept_positions, num = num_kept, num_each = p->num_kept;
+                x = kept_x, qkv = kept_q, at = (At){kept_places, p->hidden ? kept_hidden : 0}, num = num_kept, num_each = p->num_kept;
             }
-            attend(m, layer, p, positions, num_each, qkv, w.qkv, p->keys[i], p->values[i], mixed, w.mixed, own);
+            attend(m, layer, p, at, num_each, qkv, w.qkv, p->keys[i], p->values[i], mixed, w.mixed, own);
             multiply(&layer->o, ADD, mixed, w.mixed, num, x, w.x);
             norm_rows(x, layer->norm_out, m->eps, m->hidden, num, h, w.x);
             multiply(&layer->gate_up, GATE, h, w.h, num, inner, w.inner);

@@ -71,9 +71,14 @@ class NativeDecoder:
     @torch.inference_mode()
     def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
         ids_BT, position_BT, keep_BK = ids_BT.contiguous(), position_BT.contiguous(), keep_BK.contiguous()
+        place_BT, hidden_BT2 = cache.slots.positions_BT.contiguous(), cache.slots.hidden_BT2
         (num_rows, num_new), num_kept = ids_BT.shape, keep_BK.shape[1]
         _check_bounds("token", ids_BT, self.vocab_size)
-        _check_bounds("position", position_BT, min(cache.slots.length, cache.slots.num_positions))
+        _check_bounds("position", position_BT, cache.slots.length)
+        _check_bounds("place", place_BT, min(cache.slots.length, cache.slots.num_positions))
+        if hidden_BT2 is not None:
+            hidden_BT2 = hidden_BT2.contiguous()
+            _check_bounds("end of what is hidden", hidden_BT2, cache.slots.length)
         _check_bounds("kept position", keep_BK, num_new)
         if num_rows > cache.slots.num_rows:
             raise IndexError(f"{num_rows} rows, but the cache has room for {cache.slots.num_rows}")
@@ -85,6 +90,8 @@ class NativeDecoder:
         task = library.Pass(
             ids=ids_BT.data_ptr(),
             positions=position_BT.data_ptr(),
+            places=place_BT.data_ptr(),
+            hidden=None if hidden_BT2 is None else hidden_BT2.data_ptr(),
             keep=keep_BK.data_ptr(),
             num_rows=num_rows,
             num_new=num_new,

@@ -67,7 +67,7 @@ class Model(Structure):
 
 class Pass(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("ids", "positions", "keep")),
+        *((name, c_void_p) for name in ("ids", "positions", "places", "hidden", "keep")),
         *((name, c_int64) for name in ("num_rows", "num_new", "num_kept")),
         *((name, POINTER(c_void_p)) for name in ("keys", "values")),
         ("room", c_int64),
