@@ -7,6 +7,7 @@ downloaded.
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from vcllm.contracts.manifests import Manifest, Probe, Role
 from vcllm.engine.cache import SlotCache
 from vcllm.engine.choice import forward_of
 from vcllm.engine.engine import greedy_texts
-from vcllm.engine.forward import ModelForward
+from vcllm.engine.forward import Forward, ModelForward
+from vcllm.engine.prefix import PrefixCache
 from vcllm.engine.scoring import Item, Scoring
 from vcllm.stores.models import ModelStore, hash_files
 
@@ -172,9 +174,10 @@ class Watched:
         return self.forward(cache, ids_BT, position_BT, keep_BK)
 
 
-def score_ids(model: Any, items: Sequence[Item]) -> list[float]:
+def score_ids(
+    model: Any, items: Sequence[Item], forward: Forward | None = None, prefixes: PrefixCache | None = None
+) -> list[float]:
     """Summed log-probability (natural log, temperature 1) of each continuation; the model is left as it is."""
-    scoring = Scoring(items)
-    for _ in scoring.passes(ModelForward(model), model.device, model.config.get_text_config().vocab_size):
-        pass
+    scoring, vocab_size = Scoring(items), model.config.get_text_config().vocab_size
+    deque(scoring.passes(forward or ModelForward(model), model.device, vocab_size, prefixes), maxlen=0)
     return scoring.scores

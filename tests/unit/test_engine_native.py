@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,34 @@ def forward_by(way: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> Forward
     forward = forward_of(model, own=True)
     assert isinstance(forward, NativeDecoder)
     return forward
+
+
+@pytest.mark.parametrize("level", library.levels())
+@pytest.mark.parametrize(("num_rows", "num_new"), [(2, 60), (8, 1)])
+def test_every_level_keeps_up_with_torch(
+    num_rows: int, num_new: int, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors that do not fit the processor's registers take thirty times as long; threefold is noise."""
+    torch_s = shortest_pass(forward_by("torch", timed_model(), monkeypatch), num_rows, num_new)
+
+    compiled_s = shortest_pass(forward_by(level, timed_model(), monkeypatch), num_rows, num_new)
+
+    assert compiled_s < 3 * torch_s
+
+
+def timed_model() -> Any:
+    return model_of(Qwen3Config(**WIDE | {"hidden_size": 256, "intermediate_size": 512}, head_dim=32))
+
+
+def shortest_pass(forward: Forward, num_rows: int, num_new: int) -> float:
+    """Seconds, behind 200 positions."""
+    cache, ids_BT = SlotCache(), torch.full((num_rows, num_new), 5)
+    position_BT = torch.arange(200, 200 + num_new).expand(num_rows, -1)
+    keep_B1 = torch.full((num_rows, 1), num_new - 1)
+    cache.reserve(num_rows, 200 + num_new)
+    cache.aim(position_BT, 200 + num_new)
+    with torch.inference_mode():
+        return min(timeit.repeat(lambda: forward(cache, ids_BT, position_BT, keep_B1), number=1, repeat=15))
 
 
 @needs_compiled

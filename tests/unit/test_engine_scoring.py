@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fakes import score_ids, tiny_causal, tiny_classifier, tiny_tokenizer
+from tests.fakes import Watched, score_ids, tiny_causal, tiny_classifier, tiny_tokenizer
 from vcllm.engine import branches, scoring
 from vcllm.engine.classes import class_probabilities, critic_text
-from vcllm.engine.forward import ModelForward
 from vcllm.engine.prefix import BLOCK, PrefixCache
-from vcllm.engine.scoring import Scoring, by_length, largest_gap
+from vcllm.engine.scoring import by_length, largest_gap
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +111,9 @@ def test_passes_hold_every_index_once_within_their_bounds() -> None:
 
 def shapes_read(model: Any, items: list[Any], prefixes: PrefixCache | None = None) -> list[tuple[int, ...]]:
     """What a scoring reads, pass by pass."""
-    usual, read = ModelForward(model), []
-
-    def forward(cache: Any, ids_BT: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        read.append(tuple(ids_BT.shape))
-        return usual(cache, ids_BT, *rest)
-
-    for _ in Scoring(items).passes(forward, model.device, model.config.vocab_size, prefixes):
-        pass
-    return read
+    watched = Watched(model)
+    score_ids(model, items, watched, prefixes)
+    return watched.read
 
 
 def test_nothing_is_read_twice(tokenizer: Any) -> None:
@@ -152,10 +145,7 @@ def test_what_was_read_for_others_is_not_read_again(tokenizer: Any, num_heads: i
 
     assert shapes_read(model, items, prefixes) == [(1, 2 * BLOCK + 8), (num_heads, 1 + 1)]
     assert shapes_read(model, items, prefixes) == [(1, 8), (num_heads, 1 + 1)]
-    again = Scoring(items)
-    for _ in again.passes(ModelForward(model), model.device, model.config.vocab_size, prefixes):
-        pass
-    assert again.scores == pytest.approx(score_ids(model, items), abs=1e-4)
+    assert score_ids(model, items, prefixes=prefixes) == pytest.approx(score_ids(model, items), abs=1e-4)
 
 
 def test_shared_readings_score_as_separate_ones(tokenizer: Any) -> None:

@@ -22,7 +22,7 @@ BRANCHED_PER_PASS = 256
 class Branches:
     """What has to be read behind one head, so that every continuation but its last token has been.
 
-    Continuations that begin alike have that in common. They are read side by side, none of which sees another.
+    They are read side by side, and none sees another; one that is the beginning of another is read as that.
     """
 
     def __init__(self, tails: Sequence[Tokens]) -> None:

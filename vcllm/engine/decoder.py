@@ -43,9 +43,8 @@ class Decoder:
 
     def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
         num_rows, num_new = ids_BT.shape
-        alone = num_rows == num_new == 1 and self.masks.window is None and cache.slots.hidden_BT2 is None
-        # Then it may look at everything there is.
-        masks = {} if alone else self.masks(cache.slots)
+        sees_all = num_rows == num_new == 1 and self.masks.window is None and cache.slots.hidden_BT2 is None
+        masks = {} if sees_all else self.masks(cache.slots)
         rotation = self.angles(position_BT.flatten(), cache.slots.length)
         x_NE = F.embedding(ids_BT.flatten(), self.embedding_VE)
         for index, layer in enumerate(self.layers):

@@ -35,8 +35,8 @@ Item = tuple[list[int], list[int]]
 class Scoring:
     """Log-probabilities of continuations, found pass by pass, so that whoever runs it can do other work in between.
 
-    Nothing is read twice: what all heads begin with, a head, and what its continuations have in common are read once,
-    and the last token of a continuation is not read at all. A head and its continuations take one pass.
+    What all heads begin with is read once, and so is a head, together with its continuations; one that is the beginning
+    of another, or differs from it in its last token only, needs no reading of its own. A last token is never read.
     """
 
     def __init__(self, items: Sequence[Item], owner: Any = None) -> None:

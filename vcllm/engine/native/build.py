@@ -6,6 +6,7 @@ The result lies beside the source. Without a compiler nothing is done and models
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,9 @@ def build(cc: str) -> None:
 
 
 def main() -> int:
+    if not levels():
+        print(f"There is no compiled forward pass for {platform.machine()}; models run through torch.", file=sys.stderr)
+        return 0
     if (cc := compiler()) is None:
         print(NO_COMPILER, file=sys.stderr)
         return 0

@@ -8,7 +8,8 @@
    What a row gets does not depend on the rows beside it, to the last bit: every sum has its order, however work is cut
    (but a single new position adds up its scores in another order than several do).
 
-   Written for GCC, whose vector extensions become AVX-512, AVX2 or NEON. */
+   Written for GCC, whose vector extensions become AVX-512 or AVX2. A vector is as wide as the processor's: GCC keeps
+   wider ones in memory, which costs a factor of thirty. */
 
 #include <math.h>
 #include <stdint.h>
@@ -23,9 +24,9 @@
 #define TILE 6
 #define SUMS 8
 #endif
-#define PANEL (2 * LANES) /* outputs that are computed together */
-#define MANY 8            /* queries that share a key */
+#define PANEL (2 * LANES)   /* outputs that are computed together */
 #define PARTS (256 / LANES) /* vectors of the largest head */
+#define MANY 8              /* queries that share a key */
 #define ROWS_IN_CACHE 240 /* rows that stay near the processor while all weights pass by */
 #define QUERIES 16        /* positions whose attention is one piece of work */
 
@@ -451,7 +452,7 @@ static void attend(const Model *m, const Layer *layer, const Pass *p, At all, in
         At these = {all.places + at, all.hidden ? all.hidden + 2 * at : 0};
 #define CASE(n)                                                                                                      \
     case n:                                                                                                          \
-        attend_group(n / LANES, m, layer->window, these, num, q + at * stride + group * each * size, stride,        \
+        attend_group(n / LANES, m, layer->window, these, num, q + at * stride + group * each * size, stride,         \
                      keys + begin, values + begin, out + at * out_stride + group * each * size, out_stride, scratch, \
                      score_room(p), num_each > 1);                                                                   \
         break;
@@ -507,7 +508,8 @@ void forward(const Model *m, const Pass *p) {
                     kept_places[n] = p->places[from];
                     if (p->hidden) memcpy(kept_hidden + 2 * n, p->hidden + 2 * from, 2 * sizeof(int64_t));
                 }
-                x = kept_x, qkv = kept_q, at = (At){kept_places, p->hidden ? kept_hidden : 0}, num = num_kept, num_each = p->num_kept;
+                x = kept_x, qkv = kept_q, num = num_kept, num_each = p->num_kept;
+                at = (At){kept_places, p->hidden ? kept_hidden : 0};
             }
             attend(m, layer, p, at, num_each, qkv, w.qkv, p->keys[i], p->values[i], mixed, w.mixed, own);
             multiply(&layer->o, ADD, mixed, w.mixed, num, x, w.x);

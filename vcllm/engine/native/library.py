@@ -21,8 +21,8 @@ X86: Mapping[str, tuple[str, ...]] = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
     "avx2": ("-mavx2", "-mfma"),
 }
-ARM: Mapping[str, tuple[str, ...]] = {"neon": ()}
-KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {"x86_64": X86, "amd64": X86}
+"""Of machines; on others it has never been measured, so torch does the work there."""
 
 
 def levels() -> Mapping[str, tuple[str, ...]]:
