@@ -3,7 +3,7 @@
 VENV := .venv
 PYTHON ?= python3
 ARGS ?=
-PRODUCT := model,trainer,gateway,launch
+PRODUCT := model,trainer,gateway,launch,eval
 BIN := $(VENV)/bin
 
 # pip would compile all of torch and transformers; Python compiles the part that is used, on first use.

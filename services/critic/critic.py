@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from services.critic.language import is_in
 from services.critic.reasons import FAILURE_REASONS, OUTCOME_REASONS, WRONG_LANGUAGE
 from vcllm.contracts.critiques import Comparison, ComparisonItem, Critique, CritiqueItem, Failure, Outcome
+from vcllm.evaluation.language import is_in
 
 TIE_BELOW = 0.05
 """Answers closer than this are alike."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from services.critic.critic import leaning, scored, unscored
 from services.critic.form import Form, Line
-from services.critic.language import is_in
 from vcllm.contracts.base import Language
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import (
@@ -28,6 +27,7 @@ from vcllm.contracts.critiques import (
 )
 from vcllm.contracts.problems import BadRequest, Overloaded, Unavailable
 from vcllm.engine.protocol import Conversation, Engine
+from vcllm.evaluation.language import is_in
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from services.critic import classifier
 from services.critic.app import create_app
 from services.critic.classifier import Classifier
 from services.critic.critic import preference
-from services.critic.language import is_in
 from services.critic.reasons import OUTCOME_REASONS, WRONG_LANGUAGE
 from services.critic.settings import CriticSettings
 from tests.fakes import add_version, commit_model, tiny_causal, tiny_classifier, tiny_tokenizer
@@ -34,6 +33,7 @@ from vcllm.contracts.critiques import (
 from vcllm.engine.classes import class_probabilities, critic_text
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
+from vcllm.evaluation.language import is_in
 from vcllm.serving.proof import Refused
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore

@@ -11,22 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from pydantic import ValidationError
-
-from vcllm.contracts.base import Bilingual, Contract, Language, digest
+from vcllm.charter.reading import CharterError, mapping, parse, parse_list
+from vcllm.contracts.base import Bilingual, Language, digest
 from vcllm.contracts.charter import Card, Charter, Rubric, Split, Tactic, TacticUse, Taxonomy
 from vcllm.contracts.problems import BadRequest
 
 SHIPPED = Path(__file__).parent / "data" / "pluralist"
 """The charter used where the operator names none."""
 
-C = TypeVar("C", bound=Contract)
 T = TypeVar("T")
-
-
-class CharterError(ValueError):
-    """The charter folder cannot be used; one sentence says where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +68,11 @@ def load_charter(path: Path | None = None) -> LoadedCharter:
     folder = SHIPPED if path is None else Path(path)
     if not folder.is_dir():
         raise CharterError(f"{folder}: there is no such charter folder: create it or correct the path")
-    charter = _parse(Charter, _mapping(folder, "charter.yaml"), "charter.yaml")
-    taxonomy = _parse(Taxonomy, _mapping(folder, "taxonomy.yaml"), "taxonomy.yaml")
-    rubric = _parse(Rubric, _mapping(folder, "rubric.yaml"), "rubric.yaml")
-    tactics = tuple(tactic for _, tactic in _parse_list(Tactic, folder, "tactics.yaml", "tactic"))
-    found = [pair for name in _card_files(folder) for pair in _parse_list(Card, folder, name, "card")]
+    charter = parse(Charter, mapping(folder, "charter.yaml"), "charter.yaml")
+    taxonomy = parse(Taxonomy, mapping(folder, "taxonomy.yaml"), "taxonomy.yaml")
+    rubric = parse(Rubric, mapping(folder, "rubric.yaml"), "rubric.yaml")
+    tactics = tuple(tactic for _, tactic in parse_list(Tactic, folder, "tactics.yaml", "tactic"))
+    found = [pair for name in _card_files(folder) for pair in parse_list(Card, folder, name, "card")]
     placed = [Placed(where, card) for where, card in found]
 
     _check_unique_ids(charter, taxonomy, rubric, tactics)
@@ -102,96 +95,11 @@ def charter_folder(name: str, folder: Path | None) -> Path | None:
     raise BadRequest(f"There is no charter '{name}' in {where}. Put it there, or name '{SHIPPED.name}'.")
 
 
-# Reading: from a file to contracts.
-
-
-def _read(folder: Path, name: str) -> Any:
-    try:
-        content = (folder / name).read_bytes()
-    except FileNotFoundError:
-        raise CharterError(f"{name}: the file is missing from {folder}: add it") from None
-    try:
-        # Bytes, so that a wrong encoding is a YAML error too; ValueError is what an impossible date raises.
-        return yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError) as error:
-        raise CharterError(f"{name}: {_yaml_fault(error)}: correct the YAML there") from None
-
-
-def _yaml_fault(error: Exception) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    fault = problem or str(error).splitlines()[0]
-    return f"line {mark.line + 1}: {fault}" if mark else f"the file cannot be read as YAML ({fault})"
-
-
-def _mapping(folder: Path, name: str) -> dict[Any, Any]:
-    raw = _read(folder, name)
-    if not isinstance(raw, dict):
-        raise CharterError(f"{name}: the file must hold keys and values: see the shipped {name}")
-    return raw
-
-
 def _card_files(folder: Path) -> list[str]:
     names = sorted(f"cards/{file.name}" for file in (folder / "cards").glob("*.yaml"))
     if not names:
         raise CharterError(f"cards: there is no *.yaml file in {folder / 'cards'}: add at least one")
     return names
-
-
-def _parse_list(model: type[C], folder: Path, name: str, noun: str) -> list[tuple[str, C]]:
-    """Each entry of a file that is a list, and where it stands."""
-    raw = _read(folder, name)
-    if not isinstance(raw, list) or not raw:
-        raise CharterError(f"{name}: the file must hold a list of {noun}s: start each with '- id:'")
-    found = []
-    for number, entry in enumerate(raw, start=1):
-        id = entry.get("id") if isinstance(entry, dict) else None
-        where = f"{name}: {noun} {number} ({id})" if id else f"{name}: {noun} {number}"
-        found.append((where, _parse(model, entry, where)))
-    return found
-
-
-def _parse(model: type[C], raw: Any, where: str) -> C:
-    given = _without_blanks(raw)
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise CharterError(f"{where}: {_fault(error, given)}") from None
-
-
-def _without_blanks(raw: Any) -> Any:
-    """Blank text becomes None, which no text field takes. Keys stay: a stray one must still be refused."""
-    if isinstance(raw, dict):
-        return {key: _without_blanks(value) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_without_blanks(value) for value in raw]
-    return None if isinstance(raw, str) and not raw.strip() else raw
-
-
-def _fault(error: ValidationError, raw: Any) -> str:
-    """The first fault in an author's words; pydantic's own where they are good enough."""
-    first = error.errors(include_url=False)[0]
-    kind, path = first["type"], _path(first["loc"], raw)
-    message = first["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return f"'{path}' is not a known key: remove it, correct its spelling, or quote a text with a comma"
-    if kind == "missing" or (path and first["input"] is None):
-        return f"{path} is missing: add it"
-    if kind == "string_type":
-        return f"{path} must be text: write it in quotes"
-    return f"{path}: {message}: correct it" if path else f"{message}: correct it"
-
-
-def _path(loc: tuple[int | str, ...], raw: Any) -> str:
-    """`claims.2.en`: entries of a list are counted from one, as authors do; keys stay as written."""
-    steps = []
-    for step in loc:
-        if isinstance(raw, list) and isinstance(step, int):
-            steps.append(str(step + 1))
-            raw = raw[step]
-        else:
-            steps.append(str(step))
-            raw = raw.get(step) if isinstance(raw, dict) else None
-    return ".".join(steps)
 
 
 # Checking: what the parts say about one another.

@@ -6,6 +6,7 @@ Everything a reader sees exists in Chinese and English side by side. Loading liv
 from __future__ import annotations
 
 from enum import StrEnum
+from operator import not_
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
@@ -199,10 +200,18 @@ class Card(Contract):
     """Whole questions that take a violating claim for granted."""
     counterfactuals: list[Bilingual] = Field(min_length=2)
     """Groups or sides that may be swapped in without changing what a fair answer is."""
+    mirror_sides: list[Bilingual] = Field(default_factory=list, max_length=2, exclude_if=not_)
+    """The two positions of a contested issue, each as its own side would name it. Absent from the hash when empty."""
 
     @property
     def subdomain(self) -> str:
         return self.id.split("-")[0]
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> Card:
+        if len(self.mirror_sides) != (2 if self.stance_type is StanceType.CONTESTED else 0):
+            raise ValueError("mirror_sides: a contested card names both sides, the other cards none")
+        return self
 
 
 class TacticUse(StrEnum):

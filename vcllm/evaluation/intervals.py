@@ -6,11 +6,12 @@ Pure functions over counts and booleans, each with its source; they know nothing
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Hashable, Sequence
 
-Z = 1.959963984540054
-"""Two-sided 95 % point of the normal distribution."""
+import numpy as np
+from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 Interval = tuple[float, float]
 
@@ -21,12 +22,8 @@ def wilson(successes: float, n: float) -> Interval:
     Wilson 1927, JASA 22:209; the form is method 3 of Newcombe 1998, Statistics in Medicine 17:857.
     """
     assert n > 0 and 0 <= successes <= n, "a share needs observations, and no more successes than those"
-    share = successes / n
-    centre = share + Z**2 / (2 * n)
-    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    scale = 1 + Z**2 / n
-    low, high = (centre - half) / scale, (centre + half) / scale
-    return (0.0 if successes == 0 else low, 1.0 if successes == n else high)
+    low, high = proportion_confint(successes, n, method="wilson")
+    return (0.0 if successes == 0 else float(low), 1.0 if successes == n else float(high))
 
 
 def rule_of_three(n: int) -> float:
@@ -111,20 +108,28 @@ def paired_bootstrap(
     Miller 2024, arXiv 2411.00640. The same seed gives the same interval. It cannot see what never occurred:
     where few items changed, `paired_difference` is the better choice.
     """
-    sums: dict[Hashable, list[int]] = {}
-    for b, a, cluster in zip(before, after, clusters, strict=True):
-        total = sums.setdefault(cluster, [0, 0])
-        total[0] += a - b
+    assert before, "a difference needs items"
+    moves = [float(a) - float(b) for b, a in zip(before, after, strict=True)]
+    return bootstrap_mean(moves, clusters, seed, num_draws)
+
+
+def bootstrap_mean(
+    values: Sequence[float], clusters: Sequence[Hashable], seed: int, num_draws: int = 10_000
+) -> Interval:
+    """95 % percentile interval of a mean, drawing whole clusters."""
+    sums: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        total = sums.setdefault(cluster, [0.0, 0.0])
+        total[0] += value
         total[1] += 1
-    assert sums, "a difference needs items"
-    drawn_from, draw = list(sums.values()), random.Random(seed)
-    differences = []
-    for _ in range(num_draws):
-        sample = draw.choices(drawn_from, k=len(drawn_from))
-        differences.append(sum(moved for moved, _ in sample) / sum(size for _, size in sample))
-    differences.sort()
-    tail = int(0.025 * num_draws)
-    return differences[tail], differences[num_draws - 1 - tail]
+    totals, sizes = np.array(list(sums.values())).T
+    draw = np.random.default_rng(seed)
+    means = np.empty(num_draws)
+    for start in range(0, num_draws, 500):
+        drawn = draw.integers(len(totals), size=(min(500, num_draws - start), len(totals)))
+        means[start : start + 500] = totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
@@ -132,9 +137,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
 
     The sign test on the discordant pairs: McNemar 1947, Psychometrika 12:153, in its exact binomial form.
     """
-    n = gained + lost
-    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(2 * tail / 2**n))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -142,11 +145,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Holm 1979, Scandinavian Journal of Statistics 6:65.
     """
-    adjusted, highest, n = [0.0] * len(p_values), 0.0, len(p_values)
-    for rank, index in enumerate(sorted(range(n), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (n - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    return _adjusted(p_values, "holm")
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
@@ -154,9 +153,8 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
     Benjamini & Hochberg 1995, Journal of the Royal Statistical Society B 57:289.
     """
-    adjusted, lowest, n = [0.0] * len(p_values), 1.0, len(p_values)
-    ranked = sorted(range(n), key=p_values.__getitem__, reverse=True)
-    for rank, index in zip(range(n, 0, -1), ranked, strict=True):
-        lowest = min(lowest, n / rank * p_values[index])
-        adjusted[index] = lowest
-    return adjusted
+    return _adjusted(p_values, "fdr_bh")
+
+
+def _adjusted(p_values: Sequence[float], method: str) -> list[float]:
+    return [float(p) for p in multipletests(p_values, method=method)[1]] if p_values else []

@@ -1,0 +1,130 @@
+"""The first stage of `vcllm eval`: asks one model every row that it has not answered yet.
+
+Each answer is written the moment it is complete; a run that was killed, or whose server went away, goes on where it
+stopped when it is started again. Knows rows and servers, nothing of judging.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vcllm.charter import LoadedCharter
+from vcllm.contracts.answers import Answer, Decoding, answer_key
+from vcllm.contracts.base import Language
+from vcllm.contracts.bench import Row
+from vcllm.contracts.problems import Problem
+from vcllm.evaluation.endpoint import Endpoint
+from vcllm.evaluation.files import Appender
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and how much there is."""
+LETTERS = "ABCDEFGHIJ"
+CHOOSE = {
+    "zh": "请只回答正确选项的字母。",
+    "en": "Reply with the letter of the correct option only.",
+}
+T = TypeVar("T")
+
+
+async def generate(
+    rows: Sequence[Row],
+    endpoint: Endpoint,
+    file: Path,
+    *,
+    model: str,
+    decoding: Decoding,
+    charter: LoadedCharter,
+    concurrency: int = 16,
+    progress: Progress = lambda done, total: None,
+) -> list[Answer]:
+    """Answers to all rows, in their order, those of earlier runs among them; raises Problem when the server fails.
+
+    model: the name the answers are kept and shown under.
+    """
+    keys = [answer_key(row, model, decoding) for row in rows]
+    with Appender(file, Answer) as answers:
+        missing = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in answers.rows]
+        done = len(rows) - len(missing)
+        progress(done, len(rows))
+
+        async def one(place: tuple[str, Row]) -> None:
+            nonlocal done
+            key, row = place
+            answers.append(await _ask(key, row, endpoint, model, decoding, charter))
+            done += 1
+            progress(done, len(rows))
+
+        try:
+            await in_parallel(one, missing, concurrency)
+        except Problem as problem:
+            problem.message = f"{problem.message} {done} of {len(rows)} answers are kept; run the same again to go on."
+            raise
+        return [answers.rows[key] for key in keys]
+
+
+async def in_parallel(work: Callable[[T], Awaitable[None]], tasks: Iterable[T], concurrency: int) -> None:
+    """Do the tasks, so many at a time; the first failure stops the others."""
+    waiting = iter(tasks)
+
+    async def worker() -> None:
+        for task in waiting:
+            await work(task)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(max(1, concurrency)):
+                group.create_task(worker())
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+async def _ask(
+    key: str, row: Row, endpoint: Endpoint, model: str, decoding: Decoding, charter: LoadedCharter
+) -> Answer:
+    """The whole conversation of a row: the user's turns stand, the model's own answers go between them."""
+    messages = opening(row.lang, decoding, charter)
+    texts, finish, seconds, version = [], [], 0.0, ""
+    for turn in user_turns(row):
+        messages.append({"role": "user", "content": turn})
+        reply = await endpoint.chat(messages, **_sampling(decoding))
+        messages.append({"role": "assistant", "content": reply.text})
+        texts.append(reply.text)
+        finish.append(reply.finish)
+        seconds, version = seconds + reply.seconds, reply.version
+    return Answer(
+        key=key,
+        item=row.id,
+        model=model,
+        model_version=version,
+        texts=texts,
+        finish=finish,
+        latency_s=round(seconds, 4),
+        created=datetime.now(UTC),
+    )
+
+
+def opening(language: Language, decoding: Decoding, charter: LoadedCharter) -> list[dict[str, str]]:
+    """The system message, or none."""
+    system = charter.system_prompt(language) if decoding.charter_prompt else decoding.system
+    return [{"role": "system", "content": system}] if system else []
+
+
+def user_turns(row: Row) -> list[str]:
+    """What the user says; choices are listed and the letter asked for."""
+    if not row.choices:
+        return row.prompt
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row.choices, strict=False))
+    return [*row.prompt[:-1], f"{row.prompt[-1]}\n{listed}\n{CHOOSE[row.lang]}"]
+
+
+def _sampling(decoding: Decoding) -> dict[str, Any]:
+    sampling: dict[str, Any] = {"temperature": decoding.temperature, "max_tokens": decoding.max_tokens}
+    if decoding.top_p < 1:
+        sampling["top_p"] = decoding.top_p
+    if decoding.seed is not None:
+        sampling["seed"] = decoding.seed
+    return sampling
