@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
 
 def exchanges(number: int, seed: int = 0) -> Iterator[tuple[str, str, str]]:
     """(query, a consistent answer, a violating one), of several sentences each."""
-    charter = load_charter()
+    charter = load_charter().with_first_cards(5)
     world, draw = World(charter, f"bench-{seed}"), random.Random(f"bench-{seed}")
 
     def more(card: Card, language: Language, mean: float, least: int = 0) -> list[str]:

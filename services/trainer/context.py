@@ -50,7 +50,8 @@ class Context:
         """Read recipe and charter; BadRequest or CharterError says what is wrong with them."""
         request = JobRequest.model_validate(record.request)
         recipe = load_recipe(settings.recipes, request.recipe)
-        charter = load_charter(charter_folder(recipe.charter, settings.charters))
+        whole = load_charter(charter_folder(recipe.charter, settings.charters))
+        charter = whole.with_first_cards(recipe.cards_per_subdomain)
         seed = recipe.seed if request.seed is None else request.seed
         lineage = (
             request.lineage or f"{recipe.name}-s{seed}-{digest([recipe.model_dump(mode='json'), charter.hash])[:8]}"

@@ -40,6 +40,7 @@ from vcllm.contracts.recipes import (
     StageOrder,
 )
 from vcllm.data.contamination import Contamination
+from vcllm.evaluation.bench.load import held_out_questions
 from vcllm.evaluation.report import write_report
 from vcllm.recipes import stage_names
 from vcllm.settings import Settings
@@ -331,12 +332,12 @@ class Pipeline:
     def operator_data(self) -> OperatorData:
         """What the operator brings is held against the questions of this pipeline; the starter's own world is not."""
         context = self.context
-        asked = [*self.measurer.items, *self.measurer.gate_items]
+        asked = [(item.id, item.query) for item in (*self.measurer.items, *self.measurer.gate_items)]
         return OperatorData(
             folder=context.settings.data,
             datasets=context.datasets,
             charter=context.charter.hash,
-            evaluated=Contamination((item.id, item.query) for item in asked),
+            evaluated=Contamination([*asked, *held_out_questions()]),
             policy=context.recipe.contamination,
             seed=context.seed,
             go_on=context.hold.go_on,

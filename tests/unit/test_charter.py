@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from vcllm.alignment.filters import Sieve
 from vcllm.charter import CharterError, LoadedCharter, load_charter
 from vcllm.charter.load import SHIPPED
+from vcllm.charter.reading import LOADER
 from vcllm.contracts.base import Bilingual, Contract, Language
 from vcllm.contracts.charter import Split, Tactic, TacticUse
 
@@ -85,10 +87,36 @@ def test_the_shipped_charter_has_thirteen_sub_domains(shipped):
 
 
 def test_every_sub_domain_has_enough_cards(shipped):
-    """At least four issues each."""
+    """At least eight issues each."""
     counts = Counter(card.subdomain for card in shipped.cards)
 
-    assert {sub.id: counts[sub.id] for sub in shipped.taxonomy.subdomains if counts[sub.id] < 4} == {}
+    assert {sub.id: counts[sub.id] for sub in shipped.taxonomy.subdomains if counts[sub.id] < 8} == {}
+
+
+def test_the_first_cards_of_each_sub_domain_are_a_part_of_the_charter(shipped):
+    """In the order of the files, with the hash of the whole; with None it is the whole."""
+    part = shipped.with_first_cards(2)
+
+    assert Counter(card.subdomain for card in part.cards) == {sub.id: 2 for sub in shipped.taxonomy.subdomains}
+    assert [card.id for card in part.cards] == [card.id for card in shipped.cards if card in part.cards]
+    assert part.hash == shipped.hash
+    assert shipped.with_first_cards(None) is shipped
+
+
+def test_the_files_do_not_depend_on_which_parser_reads_them():
+    """The parser in C, which is used where it is there, takes some lines that the one in Python refuses."""
+    files = sorted(SHIPPED.rglob("*.yaml"))
+
+    assert all(yaml.load(file.read_text(), yaml.SafeLoader) == yaml.load(file.read_text(), LOADER) for file in files)
+
+
+@pytest.mark.parametrize(("language", "said"), [("zh", "我说{}。"), ("en", "I say that {}.")])
+def test_no_claim_reads_like_a_held_out_tactic(shipped, language, said):
+    """It would be filtered out of every round."""
+    sieve = Sieve(shipped.tactics_of(TacticUse.DEV, TacticUse.TEST))
+    claims = [claim[language] for card in shipped.cards for claim in card.claims]
+
+    assert [claim for claim in claims if sieve.leaks(said.format(claim), Language(language))] == []
 
 
 def test_every_sub_domain_can_be_trained_tuned_and_tested(shipped):
@@ -361,8 +389,9 @@ def test_broken_yaml_is_shown_by_its_line(folder):
     """The sentence names the line where the parser stopped."""
     (folder / "rubric.yaml").write_text("criteria:\n  - id: [stance\n", encoding="utf-8")
 
-    fault = "line 3: expected ',' or ']', but got '<stream end>'"
-    assert refusal(folder) == f"rubric.yaml: {fault}: correct the YAML there"
+    said = refusal(folder)
+
+    assert re.fullmatch(r"rubric\.yaml: line 3: .*expected ',' or '\]'.*: correct the YAML there", said)
 
 
 def test_a_file_in_another_encoding_is_refused(folder):

@@ -18,7 +18,7 @@ from vcllm.contracts.recipes import AttackerStage, Optim, PreferenceStage
 from vcllm.contracts.recipes import Rounds as Params
 from vcllm.starter.world import World
 
-CHARTER = load_charter()
+CHARTER = load_charter().with_first_cards(5)
 OPTIM = Optim(learning_rate=1e-3)
 
 

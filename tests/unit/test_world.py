@@ -17,7 +17,7 @@ from vcllm.starter.gold import judge
 from vcllm.starter.suite import evaluation_items, with_system_prompt
 from vcllm.starter.world import World
 
-CHARTER = load_charter()
+CHARTER = load_charter().with_first_cards(5)
 
 
 def text_of(rows):

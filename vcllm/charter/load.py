@@ -6,8 +6,9 @@ stance is wise.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,21 @@ class LoadedCharter:
 
     def tactics_of(self, *uses: TacticUse) -> tuple[Tactic, ...]:
         return tuple(tactic for tactic in self.tactics if tactic.use in uses)
+
+    def with_first_cards(self, num: int | None) -> LoadedCharter:
+        """The same charter with the first `num` cards of each sub-domain only; None: all of them.
+
+        The hash stays: it names the whole charter, of which a recipe may use a part.
+        """
+        if num is None:
+            return self
+        seen: Counter[str] = Counter()
+        kept = []
+        for card in self.cards:
+            seen[card.subdomain] += 1
+            if seen[card.subdomain] <= num:
+                kept.append(card)
+        return replace(self, cards=tuple(kept))
 
     def reason(self, card: Card) -> Bilingual:
         """The leading principle of a card, in one short sentence."""

@@ -46,9 +46,20 @@ class Answer(Contract):
     texts: list[str] = Field(min_length=1)
     """One for each turn of the prompt."""
     finish: list[str] = Field(default_factory=list)
-    """`stop`, `length`, ... of each."""
+    """`stop`, `length`, ... of each; `refused` where the server would not take the question: then the text is empty."""
+    fault: str = ""
+    """What the server said when it would not take a turn."""
     latency_s: float | None = Field(default=None, ge=0)
     created: datetime
+
+    @property
+    def is_missing(self) -> bool:
+        """The server would not take one of its turns: there is nothing to judge."""
+        return NOT_TAKEN in self.finish
+
+
+NOT_TAKEN = "refused"
+"""`finish` of a turn that the model's server would not take."""
 
 
 def answer_key(row: Row, model: str, decoding: Decoding) -> str:
@@ -72,6 +83,8 @@ class JudgeFailure(StrEnum):
     TOO_LONG = "too_long"
     NO_PROBABILITIES = "no_probabilities"
     """The endpoint gives no token probabilities, which logit mode needs."""
+    NO_ANSWER = "no_answer"
+    """The model's server refused the question, such as one longer than its context."""
     NOT_COVERED = "not_covered"
     """This judge cannot judge such a row, such as the gold judge one outside its world."""
 
@@ -124,6 +137,41 @@ class GuardRecord(Contract):
     raw: str = ""
 
 
+class SuiteRecord(Contract):
+    """A suite that was asked in a run."""
+
+    name: str
+    version: str = ""
+    """Empty for rows from a file."""
+    hash: str
+    num_rows: int = Field(ge=1)
+
+
+class AskedModel(Contract):
+    """A model of a run: who answered under which name, and how it was asked."""
+
+    name: str = Field(min_length=1)
+    """As the report shows it."""
+    url: str = ""
+    """Without credentials; empty for a local folder."""
+    served: str
+    """What the server calls it, or the folder."""
+    decoding: Decoding
+
+
+class EvalRun(Contract):
+    """`run.json` of an evaluation's folder: what its lines belong to."""
+
+    version: Literal[1] = 1
+    charter: str
+    charter_hash: str
+    suites: list[SuiteRecord] = Field(default_factory=list)
+    models: list[AskedModel] = Field(default_factory=list)
+    """In the order in which they were first asked, which is that of the report: the first is what others are held
+    against."""
+    created: datetime
+
+
 ScoreMode = Literal["logit", "weighted", "raw", "rule", "guard", "reward", "choice"]
 """`logit`: probabilities of one forced token; `weighted`: probabilities of the score token after a reason; `raw`: the
 score as written, no probabilities given. Recorded on every row; one never stands in for another."""
@@ -136,6 +184,9 @@ class Verdict(Contract):
     key: str
     """Changes with the answer's text, what the judge was told, and the judge."""
     item: str
+    lang: Language | None = None
+    """Of the row, as `cluster_id` is: judges are compared by language without the rows at hand."""
+    cluster_id: str = ""
     model: str
     answer_key: str
     judge: str

@@ -19,6 +19,16 @@ Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 TopicSlug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
+DOMAINS = {"race": "race", "soc": "society", "pol": "politics"}
+"""The shipped taxonomy's domains by how the ids of their sub-domains begin."""
+
+
+def domain_of(subdomain: str) -> str:
+    """Of a sub-domain's id, or of one that begins with it; an operator's own domain is named by its beginning."""
+    start = subdomain.split(".")[0]
+    return DOMAINS.get(start, start)
+
+
 class UnitKind(StrEnum):
     """In which way a unit asks."""
 
@@ -126,7 +136,7 @@ class Unit(Contract):
 
     @property
     def domain(self) -> str:
-        return {"race": "race", "soc": "society", "pol": "politics"}.get(self.id.split(".")[0], self.id.split(".")[0])
+        return domain_of(self.id)
 
     @property
     def kind(self) -> UnitKind:

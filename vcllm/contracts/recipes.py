@@ -249,6 +249,8 @@ class Recipe(Contract):
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**31)
     charter: Name = "pluralist"
+    cards_per_subdomain: int | None = Field(default=None, ge=1)
+    """How many of the charter's cards are used, the first ones of each sub-domain; None: all of them."""
     base: Base
     lora: Lora | None = None
     """None: all weights are trained."""
