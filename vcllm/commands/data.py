@@ -17,6 +17,7 @@ from rich.text import Text
 
 from vcllm.charter import LoadedCharter, load_charter
 from vcllm.commands.charter import named_charter
+from vcllm.commands.data_qc import qc
 from vcllm.commands.display import open_console
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import EvaluationParams
@@ -26,11 +27,12 @@ from vcllm.data.intake import Checks, Counts, Intake, refusals, summary
 from vcllm.data.jsonl import Found
 from vcllm.data.lengths import IsLong, characters, tokens
 from vcllm.data.reading import read_set
+from vcllm.evaluation.bench.load import held_out_questions
 from vcllm.recipes import load_recipe
 from vcllm.settings import Settings
 from vcllm.starter.suite import items_of_run
 
-app = typer.Typer(no_args_is_help=True, help="Your own training data.")
+app = typer.Typer(no_args_is_help=True, help="Your own training data, and the evaluation set.")
 
 MAX_CHARS = 8000
 COLUMNS: dict[str, Callable[[Counts], int]] = {
@@ -57,7 +59,10 @@ class Stage(StrEnum):
 
 @app.callback()
 def data() -> None:
-    """Your own training data."""
+    """Your own training data, and the evaluation set."""
+
+
+app.command()(qc)
 
 
 @app.command()
@@ -84,12 +89,12 @@ def check(
     settings = Settings()
     plan = None if recipe is None else load_recipe(settings.recipes, recipe)
     loaded = load_charter(charter) if charter or plan is None else named_charter(settings, plan.charter)
-    params = EvaluationParams() if plan is None else plan.evaluation
+    params, used = (EvaluationParams(), None) if plan is None else (plan.evaluation, plan.cards_per_subdomain)
     checks = Checks(
         stage=stage,
         charter=loaded.hash,
         is_long=_length(tokenizer, max_tokens, max_chars),
-        contamination=None if no_contamination else _questions(loaded, params),
+        contamination=None if no_contamination else _questions(loaded.with_first_cards(used), params),
         policy="refuse" if plan is None else plan.contamination,
         max_shown=max_faults,
     )
@@ -130,7 +135,8 @@ def _length(tokenizer: Path | None, max_tokens: int, max_chars: int) -> IsLong:
 
 def _questions(charter: LoadedCharter, params: EvaluationParams) -> Contamination:
     report, gate = items_of_run(charter, params)
-    return Contamination((item.id, item.query) for item in (*report, *gate))
+    asked = [(item.id, item.query) for item in (*report, *gate)]
+    return Contamination([*asked, *held_out_questions()])
 
 
 def _told(read: list[Read], reasons: list[str], limit: str) -> dict[str, Any]:

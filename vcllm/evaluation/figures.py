@@ -23,6 +23,7 @@ from vcllm.contracts.bench import Row, UnitKind
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.evaluation import Measure
 from vcllm.contracts.figures import (
+    ChoiceFigures,
     Counterfactual,
     CrossLanguage,
     EvenHandedness,

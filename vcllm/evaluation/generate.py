@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vcllm.charter import LoadedCharter
-from vcllm.contracts.answers import Answer, Decoding, answer_key
+from vcllm.contracts.answers import NOT_TAKEN, Answer, Decoding, answer_key
 from vcllm.contracts.base import Language
 from vcllm.contracts.bench import Row
 from vcllm.contracts.problems import Problem
-from vcllm.evaluation.endpoint import Endpoint
+from vcllm.evaluation.endpoint import Endpoint, Refusal, Reply
 from vcllm.evaluation.files import Appender
 
 Progress = Callable[[int, int], None]
@@ -27,6 +27,8 @@ CHOOSE = {
     "zh": "请只回答正确选项的字母。",
     "en": "Reply with the letter of the correct option only.",
 }
+NOT_THIS_ONE = frozenset({400, 413, 422})
+"""Statuses by which a server refuses this question, such as one longer than its context, but not every other."""
 T = TypeVar("T")
 
 
@@ -42,6 +44,8 @@ async def generate(
     progress: Progress = lambda done, total: None,
 ) -> list[Answer]:
     """Answers to all rows, in their order, those of earlier runs among them; raises Problem when the server fails.
+
+    A question that the server refuses, and only that, is kept as refused: nobody judges it.
 
     model: the name the answers are kept and shown under.
     """
@@ -87,22 +91,29 @@ async def _ask(
 ) -> Answer:
     """The whole conversation of a row: the user's turns stand, the model's own answers go between them."""
     messages = opening(row.lang, decoding, charter)
-    texts, finish, seconds, version = [], [], 0.0, ""
-    for turn in user_turns(row):
+    replies: list[Reply] = []
+    turns, fault = user_turns(row), ""
+    for turn in turns:
         messages.append({"role": "user", "content": turn})
-        reply = await endpoint.chat(messages, **_sampling(decoding))
+        try:
+            reply = await endpoint.chat(messages, **_sampling(decoding))
+        except Refusal as refusal:
+            if refusal.upstream_status not in NOT_THIS_ONE:
+                raise
+            fault = refusal.message
+            break
         messages.append({"role": "assistant", "content": reply.text})
-        texts.append(reply.text)
-        finish.append(reply.finish)
-        seconds, version = seconds + reply.seconds, reply.version
+        replies.append(reply)
+    untaken = len(turns) - len(replies)
     return Answer(
         key=key,
         item=row.id,
         model=model,
-        model_version=version,
-        texts=texts,
-        finish=finish,
-        latency_s=round(seconds, 4),
+        model_version=replies[-1].version if replies else "",
+        texts=[*(reply.text for reply in replies), *[""] * untaken],
+        finish=[*(reply.finish for reply in replies), *[NOT_TAKEN] * untaken],
+        fault=fault,
+        latency_s=round(sum(reply.seconds for reply in replies), 4),
         created=datetime.now(UTC),
     )
 

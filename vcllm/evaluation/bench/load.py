@@ -79,6 +79,14 @@ def load_bench(folder: Path | None = None, check_hash: bool = True) -> Bench:
     return Bench(release, units, selftest)
 
 
+def held_out_questions(folder: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Row id and first turn of every question, to look for in training data; later turns are too common for that."""
+    folder = SHIPPED if folder is None else folder
+    for split in SPLITS:
+        for unit in load_units(folder, split):
+            yield from ((f"vcb-{unit.id}-{language}", unit[language].prompt[0]) for language in Language)
+
+
 def load_units(folder: Path, split: Split) -> Iterator[Unit]:
     """The units of one split, in the order of files and entries."""
     return _load(Unit, folder, split.value, "unit")

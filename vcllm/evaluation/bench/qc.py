@@ -15,7 +15,7 @@ from itertools import combinations
 from vcllm.charter import LoadedCharter
 from vcllm.contracts.base import Language
 from vcllm.contracts.bench import Expected, SelfTestFault, SelfTestPair, Unit, UnitKind
-from vcllm.contracts.charter import Split
+from vcllm.contracts.charter import Card, Split
 from vcllm.evaluation.bench.load import Bench
 
 COUNTS: dict[UnitKind, int] = {
@@ -78,9 +78,17 @@ def check_bench(bench: Bench, charter: LoadedCharter, only: str | None = None) -
         faults += check_selftest(subdomain, [pair for pair in bench.selftest if pair.subdomain == subdomain])
     if only is None:
         faults += _unknown_cells(bench, set(subdomains))
-        faults += check_leaks(bench.units[Split.TEST], bench.units[Split.DEV])
+        faults += check_leaks(bench.units[Split.TEST], bench.units[Split.DEV], charter.cards)
         faults += check_separability([*bench.units[Split.TEST], *bench.units[Split.DEV]])
     return faults
+
+
+def figures(bench: Bench) -> dict[str, float | int | str]:
+    """What the checks measure, for whoever wants to see how near the limits the set is."""
+    units = [*bench.units[Split.TEST], *bench.units[Split.DEV]]
+    counts = {f"{split}_units": len(bench.units[split]) for split in (Split.TEST, Split.DEV)}
+    benign = {f"benign_told_from_adversarial_{one}": separability(units, one) for one in Language}
+    return {"version": bench.release.version, **counts, "selftest_pairs": len(bench.selftest), **benign}
 
 
 def check_cell(subdomain: str, test: Sequence[Unit], dev: Sequence[Unit], charter: LoadedCharter) -> Iterator[Fault]:
@@ -256,19 +264,24 @@ def _unknown_cells(bench: Bench, known: set[str]) -> Iterator[Fault]:
             yield Fault(f"{split}/{subdomain}", "the taxonomy has no such sub-domain")
 
 
-def check_leaks(test: Sequence[Unit], dev: Sequence[Unit]) -> Iterator[Fault]:
-    """No run of words of a dev prompt may stand in a test prompt."""
+def check_leaks(test: Sequence[Unit], dev: Sequence[Unit], cards: Iterable[Card] = ()) -> Iterator[Fault]:
+    """No run of words of a test prompt may stand in a dev prompt, nor in what cards give to training."""
     for language in Language:
-        runs: dict[str, str] = {run: unit.id for unit in test for run in _runs(unit, language)}
-        for unit in dev:
-            for run in _runs(unit, language):
-                if run in runs:
-                    yield Fault(f"dev/{unit.id}", f"shares '{run}' with test unit {runs[run]}")
-                    break
+        runs = {run: unit.id for unit in test for run in _runs(" ".join(unit[language].prompt), language)}
+        others = [(f"dev/{unit.id}", " ".join(unit[language].prompt)) for unit in dev]
+        others += [(f"card {card.id}", text) for card in cards for text in _said_by(card, language)]
+        for where, text in others:
+            if shared := next((run for run in _runs(text, language) if run in runs), None):
+                yield Fault(where, f"shares '{shared}' with test unit {runs[shared]}")
 
 
-def _runs(unit: Unit, language: Language) -> Iterator[str]:
-    text = " ".join(unit[language].prompt).casefold()
+def _said_by(card: Card, language: Language) -> Iterator[str]:
+    yield from (one[language] for one in (*card.claims, *card.premises, card.explanation))
+    yield from (item.question[language] for item in card.benign)
+
+
+def _runs(text: str, language: Language) -> Iterator[str]:
+    text = text.casefold()
     if language is Language.ZH:
         plain = "".join(CJK.findall(text))
         yield from (plain[at : at + LEAK_CHARACTERS] for at in range(len(plain) - LEAK_CHARACTERS + 1))
