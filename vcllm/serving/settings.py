@@ -54,6 +54,10 @@ class WriterSettings(ServerSettings):
     default_max_tokens: int = Field(default=256, ge=1)
     """For requests that name no limit."""
 
+    model_path: Path | None = None
+    """A folder with a model that is served as it is under the folder's name, whatever is promoted; None: our versions.
+    Needs no Redis."""
+
     upstream_url: str = ""
     """An OpenAI-compatible server that writes in place of a model here, with or without `/v1`; empty: none."""
     upstream_key: SecretStr = SecretStr("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.registry import Collector
@@ -36,8 +37,25 @@ def build_writer(
         return behind_upstream(role, server, shared), [UpstreamCollector(server)] if server.upstream_metrics else []
     from vcllm.serving.writers import EngineCollector, dead, rows, writer  # bring torch, needless with an upstream
 
-    local = build_serving(role, "causal", server, shared, engine or writer(server), running=rows, dead=dead)
+    wrap = engine or writer(server)
+    if server.model_path is not None:
+        local = from_folder(role, server.model_path, server, shared, wrap)
+    else:
+        local = build_serving(role, "causal", server, shared, wrap, running=rows, dead=dead)
     return local, [EngineCollector(local.pool)]
+
+
+def from_folder(
+    role: Role, folder: Path, server: WriterSettings, shared: Settings, wrap: Callable[[Loaded], LocalEngine]
+) -> Serving[LocalEngine]:
+    """The model of one folder is current, for ever."""
+    from vcllm.engine.load import Loader
+    from vcllm.serving.folder import FolderOpener
+    from vcllm.serving.writers import dead, rows
+
+    opener = FolderOpener(folder, Loader("causal", device=server.device, dtype=server.dtype), wrap)
+    store, named = ModelStore(shared.models), FixedModel(opener.name)
+    return connect(role, server, shared, store, opener, named=named, running=rows, dead=dead)
 
 
 def behind_upstream(role: Role, server: WriterSettings, shared: Settings) -> Serving[RemoteEngine]:
