@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TextIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -35,11 +36,24 @@ def read_lines(file: Path, model: type[R]) -> Iterator[R]:
 
 def write_lines(file: Path, rows: Iterable[Contract]) -> None:
     """Replace the file, as a whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", encoding="utf-8") as stream:
+    with _replacing(file) as stream:
         for row in rows:
             stream.write(row.model_dump_json(exclude_defaults=True) + "\n")
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Replace the file, as a whole or not at all."""
+    with _replacing(file) as stream:
+        stream.write(text)
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[TextIO]:
+    """Readers see the old file or the new one, never a part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    with part.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(file)
@@ -64,8 +78,12 @@ class Appender(Generic[R]):
             raise BadRequest(
                 f"{self.file} is being written by another run: wait for it or choose another folder"
             ) from None
-        self._cut_torn_line()
-        self.rows = {row.key: row for row in read_lines(self.file, self.model)}  # type: ignore[attr-defined]
+        try:
+            self._cut_torn_line()
+            self.rows = {row.key: row for row in read_lines(self.file, self.model)}  # type: ignore[attr-defined]
+        except BaseException:
+            self._stream.close()
+            raise
         return self
 
     def __exit__(

@@ -16,12 +16,22 @@ from scipy import stats
 
 from vcllm.contracts.base import Language
 from vcllm.contracts.evaluation import UNMEASURED, CellMeasures, Measure, PooledMeasure
-from vcllm.evaluation.intervals import bootstrap_mean, mcnemar_exact, paired_difference, share_interval
+from vcllm.evaluation.intervals import (
+    bootstrap_mean,
+    mcnemar_exact,
+    paired_difference,
+    rule_of_three,
+    share_interval,
+)
 
 FEW_CHANGES = 10
 """Below so many changed answers a bootstrap sees too little; the score interval is used."""
 POWER = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
 """Standard errors between zero and the smallest difference found with 80 % power at 5 %, two-sided."""
+
+
+ALIKE = 1e-9
+"""A standard error below this is none: all values are the same."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +60,27 @@ def share(observations: Sequence[Observation]) -> Measure:
 def mean(observations: Sequence[Observation], low: float = -math.inf, high: float = math.inf) -> Measure:
     """Of any numbers, with the t interval of clustered data; no interval where there is one cluster only.
 
-    low, high: what the mean cannot leave.
+    low, high: what the mean cannot leave. Where all values are alike, and nothing can be seen of how they vary, the
+    interval is that of a share of which nothing was seen, spread over these bounds; without bounds there is none.
     """
     if not observations:
         return UNMEASURED
     value, (error, freedom) = fmean(one.value for one in observations), clustered_error(observations)
     if error is None:
         return Measure(value=value, low=None, high=None, n=len(observations))
+    if error < ALIKE:
+        down, up = _unseen(value, low, high, freedom + 1)
+        return Measure(value=value, low=down, high=up, n=len(observations))
     half = float(stats.t.ppf(0.975, freedom)) * error
     return Measure(value=value, low=max(low, value - half), high=min(high, value + half), n=len(observations))
+
+
+def _unseen(value: float, low: float, high: float, num_clusters: int) -> tuple[float | None, float | None]:
+    """At most 3 / n of what was not seen may differ, and by as much as the bounds allow."""
+    if math.isinf(low) or math.isinf(high):
+        return None, None
+    share = rule_of_three(num_clusters)
+    return value - share * (value - low), value + share * (high - value)
 
 
 def clustered_error(observations: Sequence[Observation]) -> tuple[float | None, int]:
@@ -117,14 +139,23 @@ def change(before: Sequence[Observation], after: Sequence[Observation], *, of_sh
     value = fmean(one.value for one in differences)
     mde = None if not error else POWER * error
     if not of_shares:
-        low, high = _bootstrap(differences, seed)
         p = 1.0 if not error else float(2 * stats.t.sf(abs(value) / error, freedom))
-        return Change(Measure(value=value, low=low, high=high, n=len(moves)), p, mde)
+        return Change(_mean_change(differences, seed), p, mde)
     gained = sum(new.value > old.value for old, new in moves)
     lost = sum(new.value < old.value for old, new in moves)
     low, high = _bootstrap(differences, seed) if gained + lost >= FEW_CHANGES else _score_interval(moves, gained, lost)
     difference = Measure(value=value, low=low, high=high, n=len(moves))
     return Change(difference, mcnemar_exact(gained, lost), mde, gained, lost)
+
+
+def _mean_change(differences: Sequence[Observation], seed: int) -> Measure:
+    """By the bootstrap where it sees something: several clusters, and not all of them alike."""
+    plain = mean(differences, -1, 1)
+    error, _ = clustered_error(differences)
+    if error is None or error < ALIKE:
+        return plain
+    low, high = _bootstrap(differences, seed)
+    return plain.model_copy(update={"low": low, "high": high})
 
 
 def _bootstrap(differences: Sequence[Observation], seed: int) -> tuple[float, float]:

@@ -1,20 +1,16 @@
 """The report as one page: what each section shows, gathered for the templates.
 
-The page stands alone: no request leaves it, nothing in it runs, and both languages are inside. Text of models
-and of the run is escaped by the templates; pictures are made by `charts`.
+Text of models and of the run is escaped by the templates; pictures are made by `charts`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from vcllm.contracts.base import Bilingual, Language
@@ -28,9 +24,9 @@ from vcllm.contracts.evaluation import (
     StageComparison,
     StageResult,
 )
-from vcllm.evaluation import charts, wording
-from vcllm.evaluation.charts import Series
+from vcllm.evaluation import charts, plot, wording
 from vcllm.evaluation.measures import PRIMARY, REFERENCES
+from vcllm.evaluation.templating import dressed, open_templates
 from vcllm.evaluation.verdict import (
     comparison_of,
     final_stage,
@@ -42,7 +38,6 @@ from vcllm.evaluation.verdict import (
 )
 from vcllm.evaluation.wording import MEASURES
 
-TEMPLATES = Path(__file__).parent / "templates"
 HEADLINE = (
     *(f"attack_success.{suite}" for suite in ATTACK_SUITES),
     "consistent.held_out",
@@ -100,29 +95,14 @@ class Sample:
 
 def render_page(report: Report) -> str:
     """The whole page as HTML."""
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     page = _environment().get_template("report.html.j2")
-    return page.render(style=Markup(style), policy=content_policy(style), **_context(report))
-
-
-def content_policy(style: str) -> str:
-    """Allows the page its own style sheet, known by its hash, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return page.render(**dressed(), **_context(report))
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("percent", "span", "points", "signed_span", "p_value", "sample_size", "duration", "memory"):
-        environment.filters[name] = getattr(wording, name)
+    environment = open_templates()
     environment.filters |= {"stage": wording.stage_name, "short_stage": wording.short_stage_name}
-    environment.filters |= {"measure_name": wording.measure_name, "shade": charts.shade}
+    environment.filters["measure_name"] = wording.measure_name
     environment.tests |= {"shown": is_shown, "better": is_better}
     return environment
 
@@ -157,8 +137,8 @@ def _context(report: Report) -> dict[str, Any]:
         "outcomes": wording.OUTCOMES,
         "languages": wording.LANGUAGES,
         "both": wording.BOTH,
-        "swatch": charts.swatch,
-        "scale_key": charts.scale_key(),
+        "swatch": plot.swatch,
+        "scale_key": plot.scale_key(),
         "FEW": FEW,
     }
 
@@ -232,7 +212,7 @@ def _charts(report: Report) -> dict[str, Markup]:
     stages, names = report.stages, [stage.name for stage in report.stages]
     path = [stage.name for stage in path_stages(stages)]
     by_stage = partial(charts.stage_chart, names)
-    slim = partial(by_stage, width=charts.SLIM)
+    slim = partial(by_stage, width=plot.SLIM)
     pictures = {
         f"attack_{language}": by_stage(_suite_series(stages, language), label=MEASURES["attack_success"])
         for language in ("zh", "en")
@@ -255,23 +235,23 @@ def _cost_charts(stages: Sequence[StageResult]) -> dict[str, Markup]:
     return pictures
 
 
-def _suite_series(stages: Sequence[StageResult], language: str) -> list[Series]:
+def _suite_series(stages: Sequence[StageResult], language: str) -> list[plot.Series]:
     return [
-        Series(wording.SUITES[suite], {s.name: s.attack_success[suite][language] for s in stages})
+        plot.Series(wording.SUITES[suite], {s.name: s.attack_success[suite][language] for s in stages})
         for suite in ATTACK_SUITES
     ]
 
 
-def _language_series(stages: Sequence[StageResult], measure: str) -> list[Series]:
+def _language_series(stages: Sequence[StageResult], measure: str) -> list[plot.Series]:
     return [
-        Series(wording.LANGUAGES[language], {s.name: getattr(s, measure)[language] for s in stages})
+        plot.Series(wording.LANGUAGES[language], {s.name: getattr(s, measure)[language] for s in stages})
         for language in ("zh", "en")
     ]
 
 
-def _pair_series(stages: Sequence[StageResult]) -> list[Series]:
+def _pair_series(stages: Sequence[StageResult]) -> list[plot.Series]:
     return [
-        Series(MEASURES[measure], {s.name: getattr(s, measure) for s in stages})
+        plot.Series(MEASURES[measure], {s.name: getattr(s, measure) for s in stages})
         for measure in ("agreement", "both_consistent")
     ]
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from vcllm.charter import LoadedCharter
 from vcllm.contracts.base import Bilingual
 from vcllm.contracts.evaluation import ATTACK_SUITES, Measure, Report, StageResult
+from vcllm.evaluation.files import replace_text
 from vcllm.evaluation.page import render_page
 from vcllm.evaluation.verdict import final_stage, verdict_lines
 
@@ -27,10 +27,9 @@ COLUMNS = ("stage", "minus", "measure", "group", "language", "value", "low", "hi
 
 def write_report(report: Report, folder: Path) -> None:
     """Write three files, each whole or not at all; `report.json` last, so that it vouches for the others."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / PAGE, render_page(report))
-    _replace(folder / TABLE, render_table(report))
-    _replace(folder / DATA, report.model_dump_json(indent=1) + "\n")
+    replace_text(folder / PAGE, render_page(report))
+    replace_text(folder / TABLE, render_table(report))
+    replace_text(folder / DATA, report.model_dump_json(indent=1) + "\n")
 
 
 def read_report(folder: Path) -> Report:
@@ -83,13 +82,3 @@ def _figures(stage: StageResult) -> Iterator[tuple[str, str, str, Measure]]:
     for subdomain, cell in stage.by_subdomain.items():
         yield "attack_success", subdomain, "zh", cell.zh
         yield "attack_success", subdomain, "en", cell.en
-
-
-def _replace(file: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part."""
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)

@@ -83,7 +83,7 @@ def verdict_lines(report: Report) -> list[Bilingual]:
     return lines
 
 
-def _told(measure: Measure) -> tuple[str, str]:
+def told_share(measure: Measure) -> tuple[str, str]:
     """A share with its interval and n, in English and Chinese."""
     if measure.value is None:
         return "not measured", "未测得"
@@ -95,7 +95,7 @@ def _told(measure: Measure) -> tuple[str, str]:
 
 
 def _attack_line(report: Report, final: StageResult) -> Bilingual:
-    en, zh = _told(final.attack_success.held_out.mean)
+    en, zh = told_share(final.attack_success.held_out.mean)
     name = stage_name(final.name)
     line = Bilingual(
         en=f"Final version ({name.en.lower()}): attacks with held-out tactics succeed in {en}.",
@@ -104,14 +104,13 @@ def _attack_line(report: Report, final: StageResult) -> Bilingual:
     base = report.stage("base")
     if base is None or base is final:
         return line
-    en, zh = _told(base.attack_success.held_out.mean)
+    en, zh = told_share(base.attack_success.held_out.mean)
     return Bilingual(en=f"{line.en[:-1]}; on the base, in {en}.", zh=f"{line.zh[:-1]}；基座为 {zh}。")
 
 
-def _moved(comparison: StageComparison) -> tuple[str, str]:
-    """A difference with its interval, n and p, in English and Chinese."""
-    d = comparison.difference
-    n, p = sample_size(d.n), p_value(comparison.p_adjusted)
+def told_difference(d: Measure, p_adjusted: float | None) -> tuple[str, str]:
+    """A difference of shares with its interval, n and p, in English and Chinese."""
+    n, p = sample_size(d.n), p_value(p_adjusted)
     return (
         f"{points(d.value)} points ({signed_span(d)}, {n}, adjusted {p})",
         f"{points(d.value)} 个百分点（{signed_span(d, '至')}，{n}，校正后 {p}）",
@@ -119,7 +118,7 @@ def _moved(comparison: StageComparison) -> tuple[str, str]:
 
 
 def _difference_line(comparison: StageComparison) -> Bilingual:
-    before, (en, zh) = stage_name(comparison.before), _moved(comparison)
+    before, (en, zh) = stage_name(comparison.before), told_difference(comparison.difference, comparison.p_adjusted)
     if not is_shown(comparison):
         return Bilingual(
             en=f"Compared with “{before.en}”, no difference could be shown: {en}.",
@@ -133,8 +132,8 @@ def _difference_line(comparison: StageComparison) -> Bilingual:
 
 
 def _benign_line(final: StageResult) -> Bilingual:
-    refused_en, refused_zh = _told(final.over_refusal)
-    helped_en, helped_zh = _told(final.benign_helpful)
+    refused_en, refused_zh = told_share(final.over_refusal)
+    helped_en, helped_zh = told_share(final.benign_helpful)
     return Bilingual(
         en=f"Of the harmless questions, {refused_en} are refused and {helped_en} answered well.",
         zh=f"无害问题中，被误拒的占 {refused_zh}，答好的占 {helped_zh}。",
@@ -142,8 +141,8 @@ def _benign_line(final: StageResult) -> Bilingual:
 
 
 def _language_line(final: StageResult) -> Bilingual:
-    same_en, same_zh = _told(final.agreement)
-    both_en, both_zh = _told(final.both_consistent)
+    same_en, same_zh = told_share(final.agreement)
+    both_en, both_zh = told_share(final.both_consistent)
     return Bilingual(
         en=f"Chinese and English get the same outcome in {same_en} of pairs; both keep to the charter in {both_en}.",
         zh=f"同一问题的中英文回答结果相同的占 {same_zh}；两者均符合宪章的占 {both_zh}。",
@@ -166,7 +165,7 @@ def _warnings(report: Report, final: StageResult) -> list[Bilingual]:
 
 
 def _cost_line(comparison: StageComparison) -> Bilingual:
-    what, (en, zh) = COSTS[comparison.measure], _moved(comparison)
+    what, (en, zh) = COSTS[comparison.measure], told_difference(comparison.difference, comparison.p_adjusted)
     return Bilingual(en=f"At a cost against the base: {what.en}, {en}.", zh=f"代价：较基座{what.zh}，{zh}。")
 
 
@@ -175,7 +174,7 @@ def _language_gap(final: StageResult) -> Bilingual | None:
     zh, en = final.attack_success.held_out.zh, final.attack_success.held_out.en
     if None in (zh.low, zh.high, en.low, en.high) or _overlap(zh, en):
         return None
-    (zh_en, zh_zh), (en_en, en_zh) = _told(zh), _told(en)
+    (zh_en, zh_zh), (en_en, en_zh) = told_share(zh), told_share(en)
     return Bilingual(
         en=f"The languages differ: attacks succeed in {zh_en} in Chinese and {en_en} in English.",
         zh=f"两种语言有差距：攻击成功率中文为 {zh_zh}，英文为 {en_zh}。",
