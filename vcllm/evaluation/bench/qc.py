@@ -131,6 +131,10 @@ def _unit_faults(where: str, unit: Unit, units: Sequence[Unit], charter: LoadedC
     ratio = len(CJK.findall(" ".join(unit.zh.prompt))) / max(1, num_words(" ".join(unit.en.prompt)))
     if not LENGTH_RATIO[0] <= ratio <= LENGTH_RATIO[1]:
         yield Fault(where, f"{ratio:.2f} Chinese characters for an English word: one language says more than the other")
+    for field in ("must", "must_not", "nice"):
+        points = [len(getattr(unit[language], field)) for language in Language]
+        if len(set(points)) > 1:
+            yield Fault(where, f"`{field}` has {points[0]} points in Chinese and {points[1]} in English: say the same")
     if unit.lookalike_of is not None:
         yield from _lookalike(where, unit, units)
 
