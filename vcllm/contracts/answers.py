@@ -268,3 +268,18 @@ class Label(Contract):
     violating: bool
     score: int = Field(ge=1, le=5)
     note: str = ""
+
+
+class CheckedTranslation(Contract):
+    """One answer in the other language: a line of translations.jsonl, see `vcllm.evaluation.translations`."""
+
+    item: str = Field(min_length=1)
+    """Id of the row that was answered."""
+    model: str
+    """Who answered it."""
+    lang: Language
+    """Into which it was translated."""
+    texts: list[str] = Field(min_length=1)
+    """One for each turn."""
+    checked_by: str = Field(min_length=1)
+    """Who confirmed that it says the same."""

@@ -22,13 +22,16 @@ from vcllm.contracts.problems import BadRequest
 R = TypeVar("R", bound=Contract)
 
 
-def read_lines(file: Path, model: type[R]) -> Iterator[R]:
-    """The rows of a file; none where there is no file. Raises BadRequest for a line that is not such a row."""
+def read_lines(file: Path, model: type[R], *, by_hand: bool = False) -> Iterator[R]:
+    """The rows of a file; none where there is no file. Raises BadRequest for a line that is not such a row.
+
+    by_hand: people and their tools wrote it, so that the last line counts even if it does not end with a newline.
+    """
     if not file.exists():
         return
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.endswith(b"\n"):
+            if not by_hand and not line.endswith(b"\n"):
                 return
             if line.strip():
                 yield _row(model, line, f"{file}, line {number}")
@@ -92,10 +95,10 @@ class Appender(Generic[R]):
         os.fsync(self._stream.fileno())
         self._stream.close()
 
-    def append(self, row: R) -> None:
-        """Written at once; a key that is there already is left as it is."""
+    def append(self, row: R, *, again: bool = False) -> None:
+        """Written at once. A key that is there already is left as it is; again: the new row counts from now on."""
         key = row.key  # type: ignore[attr-defined]
-        if key in self.rows:
+        if key in self.rows and not again:
             return
         self._stream.write(row.model_dump_json(exclude_defaults=True).encode() + b"\n")
         self._stream.flush()

@@ -45,29 +45,35 @@ async def generate(
 ) -> list[Answer]:
     """Answers to all rows, in their order, those of earlier runs among them; raises Problem when the server fails.
 
-    A question that the server refuses, and only that, is kept as refused: nobody judges it.
+    A question that the server refuses, and only that, is kept as refused: nobody judges it, and the next run asks it
+    again.
 
     model: the name the answers are kept and shown under.
     """
     keys = [answer_key(row, model, decoding) for row in rows]
     with Appender(file, Answer) as answers:
-        missing = [(key, row) for key, row in zip(keys, rows, strict=True) if key not in answers.rows]
+        missing = [(key, row) for key, row in zip(keys, rows, strict=True) if not _is_there(answers.rows.get(key))]
         done = len(rows) - len(missing)
         progress(done, len(rows))
 
         async def one(place: tuple[str, Row]) -> None:
             nonlocal done
             key, row = place
-            answers.append(await _ask(key, row, endpoint, model, decoding, charter))
+            answers.append(await _ask(key, row, endpoint, model, decoding, charter), again=True)
             done += 1
             progress(done, len(rows))
 
         try:
             await in_parallel(one, missing, concurrency)
         except Problem as problem:
-            problem.message = f"{problem.message} {done} of {len(rows)} answers are kept; run the same again to go on."
+            told = problem.message.rstrip(".")
+            problem.message = f"{told}. {done} of {len(rows)} answers are kept; run the same again to go on."
             raise
         return [answers.rows[key] for key in keys]
+
+
+def _is_there(answer: Answer | None) -> bool:
+    return answer is not None and not answer.is_missing
 
 
 async def in_parallel(work: Callable[[T], Awaitable[None]], tasks: Iterable[T], concurrency: int) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from vcllm.contracts.answers import Answer, Decoding, Verdict, answer_key
 from vcllm.contracts.base import Language
-from vcllm.contracts.bench import Row, SelfTestPair
+from vcllm.contracts.bench import Row, SelfTestPair, domain_of
 from vcllm.contracts.evaluation import Measure
 from vcllm.contracts.figures import SelfTest
 from vcllm.evaluation.judging.judge import Case
@@ -35,8 +35,8 @@ def selftest_cases(pairs: Sequence[SelfTestPair]) -> list[Case]:
 
 
 def selftest_result(pairs: Sequence[SelfTestPair], verdicts: Sequence[Verdict]) -> SelfTest:
-    """How often the good answer scores higher; a tie or an unscored answer is a failure."""
-    scores = {(verdict.item, verdict.model): verdict.score for verdict in verdicts}
+    """How often the good answer scores higher, or gets the higher reward; a tie or an unscored answer is a failure."""
+    scores = {(one.item, one.model): one.reward if one.score is None else one.score for one in verdicts}
     by_language: dict[Language, list[Observation]] = {language: [] for language in Language}
     by_fault: dict[str, list[Observation]] = {}
     num_unscored = 0
@@ -70,7 +70,7 @@ def _row(pair: SelfTestPair, language: Language) -> Row:
         pair_id=pair.id,
         cluster_id=pair.id,
         lang=language,
-        domain=pair.subdomain.split(".")[0],
+        domain=domain_of(pair.subdomain),
         subdomain=pair.subdomain,
         kind="selftest",
         stance_type=pair.stance_type,

@@ -13,9 +13,9 @@ from typing import Literal
 
 from vcllm.contracts.answers import PairVerdict
 from vcllm.contracts.base import digest
-from vcllm.evaluation.judging.judge import Case
+from vcllm.evaluation.judging.judge import Case, told_rows
 from vcllm.evaluation.judging.llm import ModelJudge
-from vcllm.evaluation.judging.wording import MIRROR_ASKED, VERSUS_ASKED, Brief, pairwise
+from vcllm.evaluation.judging.wording import PAIR_LABELS, mirrored, versus
 
 SAME = "C"
 SWAPPED = {"A": "B", "B": "A", "C": "C"}
@@ -42,19 +42,16 @@ class PairCase:
 
 def pair_key(judge: ModelJudge, case: PairCase) -> str:
     who = [judge.name, judge.revision, judge.mode, judge.prompt_hash]
-    answers = [[one.answer.key, one.answer.texts, one.row.id] for one in (case.first, case.second)]
+    answers = [[one.answer.key, one.answer.texts, told_rows(judge, one)] for one in (case.first, case.second)]
     return digest([case.task, answers, who])[:32]
 
 
 async def judge_pair(judge: ModelJudge, case: PairCase) -> PairVerdict:
     """Asked in both orders; raises Problem only when the judge's server is gone for good."""
-    row, texts = case.first.row, [_told(case, one) for one in (case.first, case.second)]
-    brief = None if case.task == "mirror" else Brief(row, judge.charter)
-    asked = MIRROR_ASKED if case.task == "mirror" else VERSUS_ASKED
+    row = case.first.row
     labels, raw = [], []
-    for first, second in (texts, texts[::-1]):
-        prompt = pairwise(brief, first, second, asked, row.lang, judge.reasoned)
-        label, written = await judge.ask(prompt, ("A", "B", "C"), row.lang)
+    for prompt in _prompts(judge, case):
+        label, written = await judge.ask(prompt, PAIR_LABELS, judge.briefed(case.first).lang)
         labels.append(label)
         raw.append(written)
     failure = next((label.failure for label in labels if label.failure), None)
@@ -84,7 +81,16 @@ async def judge_pair(judge: ModelJudge, case: PairCase) -> PairVerdict:
     )
 
 
-def _told(case: PairCase, one: Case) -> str:
-    """Mirror answers belong to different requests, so each is shown with its own."""
-    answer = one.answer.texts[-1]
-    return f"({one.row.prompt[-1]})\n{answer}" if case.task == "mirror" else answer
+def _prompts(judge: ModelJudge, case: PairCase) -> list[str]:
+    """One for each order."""
+    brief, one, other = judge.brief(case.first), case.first, case.second
+    orders = ((one, other), (other, one))
+    if case.task == "mirror":
+        # Each side with its own request: they differ.
+        return [mirrored(_side(a), _side(b), brief.language, judge.reasoned) for a, b in orders]
+    asked = one.row.prompt
+    return [versus(brief, asked, a.answer.texts[-1], b.answer.texts[-1], judge.reasoned) for a, b in orders]
+
+
+def _side(case: Case) -> tuple[str, str]:
+    return case.row.prompt[-1], case.answer.texts[-1]

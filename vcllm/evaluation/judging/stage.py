@@ -15,7 +15,7 @@ from vcllm.contracts.bench import Row, UnitKind
 from vcllm.contracts.problems import BadRequest, Problem
 from vcllm.evaluation.files import Appender, read_lines, write_lines
 from vcllm.evaluation.generate import Progress, in_parallel
-from vcllm.evaluation.judging.judge import Case, Judge, verdict_key, verdict_of
+from vcllm.evaluation.judging.judge import Case, Finding, Judge, unscored, verdict_key, verdict_of
 from vcllm.evaluation.judging.llm import ModelJudge
 from vcllm.evaluation.judging.pairs import PairCase, judge_pair, pair_key
 
@@ -46,32 +46,36 @@ async def judge_answers(
     """Verdicts on all cases, in their order, earlier ones among them; raises Problem when the judge is gone."""
     keys = [verdict_key(judge, case) for case in cases]
     with Appender(file, Verdict) as verdicts:
-        missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in verdicts.rows]
-        done = len(cases) - len(missing)
-        progress(done, len(cases))
+        missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in verdicts.rows}
+        done, total = len(set(keys)) - len(missing), len(set(keys))
+        progress(done, total)
 
-        async def one(place: tuple[str, Case]) -> None:
+        async def one(case: Case) -> None:
             nonlocal done
-            _, case = place
-            verdicts.append(verdict_of(judge, case, await judge.judge(case)))
+            verdicts.append(verdict_of(judge, case, await _findings(judge, case)))
             done += 1
-            progress(done, len(cases))
+            progress(done, total)
 
         try:
-            await in_parallel(one, missing, concurrency)
+            await in_parallel(one, missing.values(), concurrency)
         except Problem as problem:
-            problem.message = (
-                f"{problem.message} {done} of {len(cases)} verdicts are kept; run the same again to go on."
-            )
+            problem.message = f"{problem.message} {done} of {total} verdicts are kept; run the same again to go on."
             raise
         return [verdicts.rows[key] for key in keys]
+
+
+async def _findings(judge: Judge, case: Case) -> list[Finding]:
+    """What was never answered is unscored, whoever judges."""
+    if case.answer.is_missing:
+        return [unscored(JudgeFailure.NO_ANSWER, [case.answer.fault]) for _ in case.answer.texts]
+    return await judge.judge(case)
 
 
 def mirror_cases(cases: Sequence[Case]) -> list[PairCase]:
     """Both sides of each mirror pair, by model and language."""
     sides: dict[tuple[str, str, str], dict[str, Case]] = {}
     for case in cases:
-        if case.row.kind == UnitKind.MIRROR and case.row.set_id and case.row.mirror_side:
+        if case.row.kind == UnitKind.MIRROR and case.row.set_id and case.row.mirror_side and not case.answer.is_missing:
             place = (case.answer.model, case.row.set_id, case.row.lang)
             sides.setdefault(place, {})[case.row.mirror_side] = case
     return [PairCase("mirror", both["a"], both["b"]) for both in sides.values() if len(both) == 2]
@@ -96,31 +100,43 @@ async def judge_pairs(
     """As `judge_answers`, for two answers at a time."""
     keys = [pair_key(judge, case) for case in cases]
     with Appender(file, PairVerdict) as verdicts:
-        missing = [case for key, case in zip(keys, cases, strict=True) if key not in verdicts.rows]
-        done = len(cases) - len(missing)
+        missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in verdicts.rows}
+        done, total = len(set(keys)) - len(missing), len(set(keys))
+        progress(done, total)
 
         async def one(case: PairCase) -> None:
             nonlocal done
             verdicts.append(await judge_pair(judge, case))
             done += 1
-            progress(done, len(cases))
+            progress(done, total)
 
-        progress(done, len(cases))
-        await in_parallel(one, missing, concurrency)
+        try:
+            await in_parallel(one, missing.values(), concurrency)
+        except Problem as problem:
+            problem.message = f"{problem.message} {done} of {total} pairs are kept; run the same again to go on."
+            raise
         return [verdicts.rows[key] for key in keys]
 
 
-def drop_failures(file: Path, failures: Sequence[JudgeFailure] = (JudgeFailure.OUTAGE,)) -> int:
+def drop_failures(
+    file: Path,
+    failures: Sequence[JudgeFailure] = (JudgeFailure.OUTAGE,),
+    model: type[Verdict] | type[PairVerdict] = Verdict,
+) -> int:
     """Forget verdicts that failed in the given ways, so that they are asked for again; returns how many."""
-    kept, dropped = [], 0
-    for verdict in read_lines(file, Verdict):
-        if any(failure in failures for failure in verdict.failures):
-            dropped += 1
-        else:
-            kept.append(verdict)
-    if dropped:
-        write_lines(file, kept)
-    return dropped
+    if not file.exists():
+        return 0
+    # Held while it is replaced: nobody may be adding lines to the old file.
+    with Appender(file, model):
+        rows = list(read_lines(file, model))
+        kept = [row for row in rows if not any(failure in failures for failure in _failures(row))]
+        if len(kept) < len(rows):
+            write_lines(file, kept)
+    return len(rows) - len(kept)
+
+
+def _failures(row: Verdict | PairVerdict) -> list[JudgeFailure | None]:
+    return row.failures if isinstance(row, Verdict) else [row.failure]
 
 
 def other(language: Language) -> Language:
