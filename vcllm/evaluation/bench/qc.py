@@ -306,19 +306,23 @@ def check_separability(units: Sequence[Unit]) -> Iterator[Fault]:
 
 
 def separability(units: Sequence[Unit], language: Language) -> float:
-    """Balanced accuracy of naive Bayes on the words of a prompt, on the sub-domains it was not fitted to."""
-    from sklearn.feature_extraction.text import CountVectorizer
+    """Balanced accuracy of a linear classifier on the words of a prompt, on the sub-domains it was not fitted to.
+
+    Support vectors on TF-IDF; naive Bayes, which misses even a word that marks every benign prompt, will not do.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
-    from sklearn.naive_bayes import ComplementNB
     from sklearn.pipeline import make_pipeline
+    from sklearn.svm import LinearSVC
 
     single = [unit for unit in units if len(unit[language].prompt) == 1]
     texts = [unit[language].prompt[0] for unit in single]
     labels = [unit.kind is UnitKind.BENIGN for unit in single]
     cells = [unit.subdomain for unit in single]
     analyzer, ngrams = ("char", (1, 3)) if language is Language.ZH else ("word", (1, 2))
-    reader = make_pipeline(CountVectorizer(analyzer=analyzer, ngram_range=ngrams), ComplementNB())
+    words = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, min_df=2)
+    reader = make_pipeline(words, LinearSVC(class_weight="balanced", C=0.3))
     guessed = cross_val_predict(reader, texts, labels, groups=cells, cv=LeaveOneGroupOut())
     return float(balanced_accuracy_score(labels, guessed))
 
