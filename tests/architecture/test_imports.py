@@ -11,7 +11,7 @@ import pytest
 from vcllm.recipes import load_recipe, recipe_names
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-HEAVY = ("torch", "transformers", "peft", "accelerate", "numpy")
+HEAVY = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "pandas", "sklearn", "matplotlib")
 
 
 def loaded_by(statement: str) -> list[str]:

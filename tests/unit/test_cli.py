@@ -28,7 +28,7 @@ from vcllm.launch.credentials import write_secret
 from vcllm.launch.ports import free_port
 
 COMMANDS = [
-    *(["demo"], ["up"], ["chat"], ["models", "list"], ["models", "rollback"], ["eval", "report"]),
+    *(["demo"], ["up"], ["chat"], ["models", "list"], ["models", "rollback"], ["eval", "show"]),
     *(["jobs", name] for name in ("create", "list", "get", "watch", "cancel", "pause", "resume", "ledger")),
     *(["keys", name] for name in ("create", "list", "revoke")),
     *(["charter", "check"], ["data", "check"], ["recipe", "check"], ["recipe", "list"]),
@@ -135,7 +135,7 @@ def test_every_command_explains_itself(run: Any, words: list[str]) -> None:
         (["recipe", "check", "nothing"], "There is no recipe 'nothing'."),
         (["demo", "--recipe", "nothing"], "There is no recipe 'nothing'."),
         (["charter", "check", "nowhere"], "nowhere: there is no such charter folder"),
-        (["eval", "report"], "There is no report at"),
+        (["eval", "show"], "There is no report at"),
         (["keys", "list"], "No VC-LLM is running here."),
         (["jobs", "list"], "No API key."),
         (["up", "--scale", "gateway=2"], "write NAME=NUMBER"),
@@ -151,7 +151,7 @@ def test_a_failure_is_one_sentence_and_a_status(run: Any, words: list[str], sent
 
 
 def test_debug_shows_where_it_failed(run: Any) -> None:
-    result = run("--debug", "eval", "report")
+    result = run("--debug", "eval", "show")
 
     assert isinstance(result.exception, CommandError)
 
@@ -317,7 +317,7 @@ def test_the_report_is_shown_as_a_table(run: Any, tmp_path: Path) -> None:
     stages = [{"name": name, "seconds": 1.0, **evaluation(name, 0.5)} for name in ("base", "sft")]
     (folder / "report.json").write_text(json.dumps({"recipe": "starter", "seed": 0, "stages": stages}))
 
-    result = run("eval", "report")
+    result = run("eval", "show")
 
     assert result.exit_code == 0, result.output
     assert "base" in result.output and "sft" in result.output and result.output.count("50.0") == 16
@@ -328,7 +328,7 @@ def test_half_a_report_is_told(run: Any, tmp_path: Path, content: str) -> None:
     file = tmp_path / "report.json"
     file.write_text(content)
 
-    result = run("eval", "report", str(file))
+    result = run("eval", "show", str(file))
 
     assert result.exit_code == 1
     assert "is not a whole report" in result.output

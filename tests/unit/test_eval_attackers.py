@@ -55,3 +55,10 @@ def test_rounds_are_told_apart_with_coverage_and_evenness():
     assert [figures[number]["coverage"] for number in ("1", "2")] == [0.25, 0.5]
     assert [figures[number]["evenness"] for number in ("1", "2")] == [0, pytest.approx(1)]
     assert [figures[number]["num"] for number in ("1", "2")] == [1, 2]
+
+
+def test_the_tenth_round_comes_after_the_ninth():
+    """Rounds are numbers that are written as text."""
+    rows = [attack(number, "a b", round_=str(number)) for number in (10, 9, 1)]
+
+    assert list(attacker_figures(rows, num_cells=4)) == ["1", "9", "10"]

@@ -163,6 +163,18 @@ def test_the_charter_is_the_system_message_in_the_language_of_the_row(tmp_path: 
     assert told == {CHARTER.system_prompt("zh"), CHARTER.system_prompt("en")}
 
 
+def test_each_question_has_a_seed_of_its_own_and_always_the_same(tmp_path: Path):
+    """One seed for all would let whole sets fall on one side of a chance."""
+    first, second = Server(), Server()
+
+    ask(first, tmp_path / "a.jsonl")
+    ask(second, tmp_path / "b.jsonl")
+
+    single = [body for body in first.asked if len(body["messages"]) == 1]
+    assert len({body["seed"] for body in single}) == len(single)
+    assert {body["seed"] for body in first.asked} == {body["seed"] for body in second.asked}
+
+
 def test_choices_are_listed_and_a_letter_asked_for(tmp_path: Path):
     """The prompt of a multiple-choice row does not hold its options."""
     row = Row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,28 +31,33 @@ def qc(
     from vcllm.evaluation.bench.load import SHIPPED, load_bench, write_release
     from vcllm.evaluation.bench.qc import check_bench, figures
 
+    if release is not None and not release.strip():
+        raise CommandError("--release needs a version, such as 1.0.")
     if release and only:
         raise CommandError("--release is for a whole set: leave --only out.")
     loaded = load_charter(charter)
-    bench = load_bench(folder, check_hash=release is None and only is None)
     if only and only not in {sub.id for sub in loaded.taxonomy.subdomains}:
         raise CommandError(f"The charter has no sub-domain '{only}'.")
+    bench = load_bench(folder, check_hash=release is None and only is None)
     faults = check_bench(bench, loaded, only)
     known = {} if only else figures(bench)
     if release and not faults:
-        bench_release = write_release(folder or SHIPPED, bench, release)
-        known["version"] = bench_release.version
-    console = open_console()
+        known["version"] = write_release(folder or SHIPPED, bench, release).version
     if as_json:
         told = {"ok": not faults, "faults": [vars(fault) for fault in faults], "figures": known}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        table = Table(box=box.SIMPLE_HEAD, show_header=False)
-        for name, value in known.items():
-            table.add_row(name.replace("_", " "), f"{value:.2f}" if isinstance(value, float) else str(value))
-        console.print(table)
-        for fault in faults:
-            console.print(str(fault), markup=False, highlight=False, soft_wrap=True)
-        verdict = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}." if faults else "No fault."
-        console.print(verdict, style="red" if faults else "green")
+        _print(known, [str(fault) for fault in faults])
     raise typer.Exit(1 if faults else 0)
+
+
+def _print(figures: Mapping[str, float | int | str], faults: Sequence[str]) -> None:
+    console = open_console()
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), f"{value:.2f}" if isinstance(value, float) else str(value))
+    console.print(table)
+    for fault in faults:
+        console.print(fault, markup=False, highlight=False, soft_wrap=True)
+    verdict = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}." if faults else "No fault."
+    console.print(verdict, style="red" if faults else "green")

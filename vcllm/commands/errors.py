@@ -8,8 +8,11 @@ from redis.exceptions import RedisError
 
 from vcllm.charter import CharterError
 from vcllm.contracts.problems import Problem
+from vcllm.evaluation.bench.load import BenchError
 from vcllm.launch.errors import LaunchError
 from vcllm.stores.models import NoSpace, translate_full_disk
+
+STATISTICS = ("matplotlib", "numpy", "scipy", "sklearn", "statsmodels")
 
 
 class CommandError(Exception):
@@ -27,14 +30,15 @@ class Refused(CommandError):
 def sentence(error: Exception) -> str:
     """What to tell the user; never empty, no traceback."""
     match error:
-        case CommandError() | LaunchError() | CharterError() | NoSpace():
+        case CommandError() | LaunchError() | CharterError() | BenchError() | NoSpace():
             return str(error)
         case Problem():
             return error.message
         case RedisError():
             return f"Redis does not answer as it should: {error}."
         case ModuleNotFoundError():
-            return f"{error.name} is not installed here; `pip install 'vc-llm[launch]'` may be what is missing."
+            extra = "eval" if error.name in STATISTICS else "launch"
+            return f"{error.name} is not installed here; `pip install 'vc-llm[{extra}]'` may be what is missing."
         case OSError():
             full = translate_full_disk(error, Path(error.filename or "the file"))
             return str(full) if full is not error else f"{error.filename or 'The system'}: {error.strerror or error}."

@@ -30,7 +30,7 @@ def create(
     days: Annotated[float | None, typer.Option(min=0, help="Expires after this many days. Default: never.")] = None,
 ) -> None:
     """Make a key. It is shown this once: only its keyed hash is kept."""
-    with _store() as store:
+    with key_store() as store:
         key, record = store.create(name, scope or [Scope.CHAT], days and days * 86400)
     console = Console(stderr=True)
     console.print(f"Key {record.id} for {name} may: {', '.join(record.scopes)}. Keep it; it is not shown again.")
@@ -40,7 +40,7 @@ def create(
 @app.command("list")
 def list_keys() -> None:
     """The keys there are, without the keys themselves."""
-    with _store() as store:
+    with key_store() as store:
         records = store.all()
     table = Table("id", "name", "may", "expires")
     for record in records:
@@ -52,13 +52,14 @@ def list_keys() -> None:
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="`vcllm keys list` shows it.")]) -> None:
     """Make a key useless; running gateways notice within seconds."""
-    with _store() as store:
+    with key_store() as store:
         store.revoke(key_id)
     open_console().print(f"Key {key_id} opens nothing any more.", highlight=False)
 
 
 @contextmanager
-def _store() -> Iterator[KeyStore]:
+def key_store() -> Iterator[KeyStore]:
+    """The keys of what runs on this machine; CommandError where nothing does."""
     settings = Settings()
     url = settings.redis_url if "redis_url" in settings.model_fields_set else read_fleet(settings.home).get("redis")
     if url is None:

@@ -25,6 +25,7 @@ class Decoding(Contract):
     max_tokens: int = Field(default=512, ge=1)
     """Of each turn."""
     seed: int | None = 0
+    """Of the run; each question's own is made of it and the question's id. None: none is sent."""
     system: str = ""
     """The system message in no particular language; empty: none, or that of the charter."""
     charter_prompt: bool = False
@@ -263,6 +264,8 @@ class Label(Contract):
 
     item: str
     model: str
+    answer_key: str = ""
+    """Of the answer that was labelled; empty: whatever the model answers."""
     lang: Language
     labeller: str = "1"
     violating: bool

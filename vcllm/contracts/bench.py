@@ -220,6 +220,8 @@ class Row(Contract):
     must: list[str] = Field(default_factory=list)
     must_not: list[str] = Field(default_factory=list)
     nice: list[str] = Field(default_factory=list)
+    facts: list[str] = Field(default_factory=list)
+    """What is true, in the row's language, with its date where it ages: for the judge, who need not know."""
     principles: list[str] = Field(default_factory=list)
     group: str | None = None
     group_role: str | None = None

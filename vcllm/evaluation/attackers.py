@@ -25,7 +25,10 @@ def attacker_figures(rows: Iterable[Row], num_cells: int) -> dict[str, dict[str,
     rounds: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         rounds[row.meta.get("round", "?")].append(row)
-    return {number: _figures(some, num_cells) for number, some in sorted(rounds.items())}
+    # Rounds are numbers: the tenth comes after the ninth.
+    return {
+        number: _figures(rounds[number], num_cells) for number in sorted(rounds, key=lambda name: (len(name), name))
+    }
 
 
 def _figures(rows: Sequence[Row], num_cells: int) -> dict[str, float]:

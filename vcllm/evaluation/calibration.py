@@ -66,7 +66,7 @@ def calibrate(
     rated = [
         _rated(clusters[item], languages[item], label, scored[item, model])
         for (item, model), label in people.items()
-        if (item, model) in scored and item in clusters
+        if (item, model) in scored and item in clusters and _is_about(label, scored[item, model])
     ]
     kept = {language: [one for one in rated if one.lang is language] for language in Language}
     flagged = {
@@ -216,6 +216,11 @@ def length_correlation(
         language.value: spearman([score for score, _ in some], [size for _, size in some])
         for language, some in points.items()
     }
+
+
+def _is_about(label: Label, verdict: Verdict) -> bool:
+    """A model that was asked anew has answered anew: what was said of its old answer says nothing of this one."""
+    return not label.answer_key or label.answer_key == verdict.answer_key
 
 
 def _rated(cluster: str, lang: Language, label: Label, verdict: Verdict) -> Rated:

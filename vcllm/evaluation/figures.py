@@ -112,8 +112,14 @@ def model_figures(
             style: pooled(violations(some), of_shares=True)
             for style, some in _grouped(attacks, lambda row: row.attack_style).items()
         },
-        fresh={round_: pooled(violations(some), of_shares=True) for round_, some in sorted(fresh.items())},
+        fresh={round_: pooled(violations(some), of_shares=True) for round_, some in sorted(fresh.items(), key=_number)},
     )
+
+
+def _number(round_: tuple[str, Any]) -> tuple[int, str]:
+    """Rounds in their order, the tenth behind the ninth."""
+    name = round_[0]
+    return (int(name), "") if name.isdigit() else (10**9, name)
 
 
 # Choosing answers and making observations of them.

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from vcllm.charter import LoadedCharter
 from vcllm.contracts.answers import NOT_TAKEN, Answer, Decoding, answer_key
-from vcllm.contracts.base import Language
+from vcllm.contracts.base import Language, digest
 from vcllm.contracts.bench import Row
 from vcllm.contracts.problems import Problem
 from vcllm.evaluation.endpoint import Endpoint, Refusal, Reply
@@ -102,7 +102,7 @@ async def _ask(
     for turn in turns:
         messages.append({"role": "user", "content": turn})
         try:
-            reply = await endpoint.chat(messages, **_sampling(decoding))
+            reply = await endpoint.chat(messages, **_sampling(row, decoding))
         except Refusal as refusal:
             if refusal.upstream_status not in NOT_THIS_ONE:
                 raise
@@ -138,10 +138,11 @@ def user_turns(row: Row) -> list[str]:
     return [*row.prompt[:-1], f"{row.prompt[-1]}\n{listed}\n{CHOOSE[row.lang]}"]
 
 
-def _sampling(decoding: Decoding) -> dict[str, Any]:
+def _sampling(row: Row, decoding: Decoding) -> dict[str, Any]:
+    """Each question has a seed of its own: with one for all, whole sets would fall on the same side of a chance."""
     sampling: dict[str, Any] = {"temperature": decoding.temperature, "max_tokens": decoding.max_tokens}
     if decoding.top_p < 1:
         sampling["top_p"] = decoding.top_p
     if decoding.seed is not None:
-        sampling["seed"] = decoding.seed
+        sampling["seed"] = int(digest([decoding.seed, row.id])[:7], 16)
     return sampling

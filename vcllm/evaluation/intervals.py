@@ -1,17 +1,13 @@
 """How sure a share is: intervals, paired tests and corrections for many of them.
 
-Pure functions over counts and booleans, each with its source; they know nothing of suites, stages or reports.
+Pure functions over counts and booleans, each with its source; they know nothing of suites, stages or reports. Their
+libraries are loaded on first use: a worker that only might measure something later starts without them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-
-import numpy as np
-from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 Interval = tuple[float, float]
 
@@ -22,6 +18,8 @@ def wilson(successes: float, n: float) -> Interval:
     Wilson 1927, JASA 22:209; the form is method 3 of Newcombe 1998, Statistics in Medicine 17:857.
     """
     assert n > 0 and 0 <= successes <= n, "a share needs observations, and no more successes than those"
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(successes, n, method="wilson")
     return (0.0 if successes == 0 else float(low), 1.0 if successes == n else float(high))
 
@@ -117,6 +115,8 @@ def bootstrap_mean(
     values: Sequence[float], clusters: Sequence[Hashable], seed: int, num_draws: int = 10_000
 ) -> Interval:
     """95 % percentile interval of a mean, drawing whole clusters."""
+    import numpy as np
+
     sums: dict[Hashable, list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
         total = sums.setdefault(cluster, [0.0, 0.0])
@@ -137,6 +137,8 @@ def mcnemar_exact(gained: int, lost: int) -> float:
 
     The sign test on the discordant pairs: McNemar 1947, Psychometrika 12:153, in its exact binomial form.
     """
+    from scipy.stats import binomtest
+
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
@@ -157,4 +159,6 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def _adjusted(p_values: Sequence[float], method: str) -> list[float]:
+    from statsmodels.stats.multitest import multipletests
+
     return [float(p) for p in multipletests(p_values, method=method)[1]] if p_values else []

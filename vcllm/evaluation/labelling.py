@@ -214,7 +214,8 @@ def _resolved(
             "answers were labelled, as they were then."
         )
     rest = {name: value for name, value in fields.items() if name not in ("code", "lang")}
-    return {**rest, "item": answer.item, "model": answer.model, "lang": languages[answer.item]}
+    named_by = {"item": answer.item, "model": answer.model, "answer_key": answer.key}
+    return {**rest, **named_by, "lang": languages[answer.item]}
 
 
 def _label(where: str, fields: Mapping[str, Any]) -> Label:

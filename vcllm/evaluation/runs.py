@@ -14,7 +14,17 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vcllm.charter import LoadedCharter
-from vcllm.contracts.answers import Answer, AskedModel, EvalRun, Label, PairVerdict, SuiteRecord, Verdict, answer_key
+from vcllm.contracts.answers import (
+    Answer,
+    AskedModel,
+    CheckedTranslation,
+    EvalRun,
+    Label,
+    PairVerdict,
+    SuiteRecord,
+    Verdict,
+    answer_key,
+)
 from vcllm.contracts.bench import Row
 from vcllm.contracts.problems import BadRequest
 from vcllm.evaluation.files import read_lines, write_lines
@@ -32,6 +42,8 @@ class RunFolder:
         self.selftest_file = folder / "selftest.jsonl"
         self.labels_file = folder / "labels.jsonl"
         self.translations_file = folder / "translations.jsonl"
+        self.translated_file = folder / "translated.jsonl"
+        """Verdicts on the checked translations."""
         self.report = folder / "report"
         self._run_file = folder / "run.json"
         self._rows_file = folder / "rows.jsonl"
@@ -51,25 +63,51 @@ class RunFolder:
 
         Safe to repeat, and to be killed at any moment.
         """
-        run = self._found(charter)
+        return self.begin_all([suite], charter)
+
+    def begin_all(self, suites: Sequence[Suite], charter: LoadedCharter) -> EvalRun:
+        """As `begin`, for several: all of them are noted, or none."""
+        run = self.under(charter) if self.is_begun else _new_run(charter)
         rows = {row.id: row for row in self.rows()}
-        for row in suite.rows:
+        for row in (row for suite in suites for row in suite.rows):
             if rows.setdefault(row.id, row) != row:
                 raise BadRequest(
                     f"{self.folder} already asked '{row.id}' in other words, of another version of its set. "
                     "Use another folder."
                 )
-        noted = SuiteRecord(name=suite.name, version=suite.version, hash=suite.hash, num_rows=len(suite.rows))
-        if noted not in run.suites:
-            run = run.model_copy(update={"suites": [*run.suites, noted]})
+        noted = dict.fromkeys([*run.suites, *(_recorded(suite) for suite in suites)])
+        run = run.model_copy(update={"suites": list(noted)})
         write_lines(self._rows_file, rows.values())
         self._write(run)
         return run
 
+    @property
+    def is_begun(self) -> bool:
+        return self._run_file.exists()
+
+    def under(self, charter: LoadedCharter) -> EvalRun:
+        """The record of a run under this charter; BadRequest for a run under another one."""
+        run = self.record()
+        if run.charter_hash != charter.hash:
+            raise BadRequest(
+                f"{self.folder} was begun under another charter, or another state of '{run.charter}'. "
+                "Use another folder, or the charter as it was."
+            )
+        return run
+
     def note(self, model: AskedModel) -> None:
-        """Note who is about to be asked; the same name with another way of asking takes the old one's place."""
+        """Note who is about to be asked; the same name with another way of asking takes the old one's place.
+
+        BadRequest where another model has answered by that name: its answers would be taken for the new one's.
+        """
         run = self.record()
         models = {asked.name: asked for asked in run.models}
+        old = models.get(model.name, model)
+        if old.served != model.served and self._has_answered(model.name):
+            raise BadRequest(
+                f"In {self.folder} it was '{old.served}' that answered as '{model.name}', not '{model.served}'. "
+                "Use another folder, or another name."
+            )
         models[model.name] = model
         self._write(run.model_copy(update={"models": list(models.values())}))
 
@@ -95,16 +133,14 @@ class RunFolder:
     def labels(self) -> list[Label]:
         return list(read_lines(self.labels_file, Label))
 
-    def _found(self, charter: LoadedCharter) -> EvalRun:
-        if not self._run_file.exists():
-            return EvalRun(charter=charter.charter.id, charter_hash=charter.hash, created=datetime.now(UTC))
-        run = self.record()
-        if run.charter_hash != charter.hash:
-            raise BadRequest(
-                f"{self.folder} was begun under another charter, or another state of '{run.charter}'. "
-                "Use another folder, or the charter as it was."
-            )
-        return run
+    def translations(self) -> list[CheckedTranslation]:
+        return list(read_lines(self.translations_file, CheckedTranslation, by_hand=True))
+
+    def translated(self) -> list[Verdict]:
+        return list(read_lines(self.translated_file, Verdict))
+
+    def _has_answered(self, name: str) -> bool:
+        return any(answer.model == name for answer in read_lines(self.answers_file, Answer))
 
     def _write(self, run: EvalRun) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +150,14 @@ class RunFolder:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(self._run_file)
+
+
+def _new_run(charter: LoadedCharter) -> EvalRun:
+    return EvalRun(charter=charter.charter.id, charter_hash=charter.hash, created=datetime.now(UTC))
+
+
+def _recorded(suite: Suite) -> SuiteRecord:
+    return SuiteRecord(name=suite.name, version=suite.version, hash=suite.hash, num_rows=len(suite.rows))
 
 
 def missing_answers(answers: Sequence[Answer], rows: Sequence[Row], models: Sequence[AskedModel]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from vcllm.contracts.charter import Split
 from vcllm.contracts.problems import BadRequest
 from vcllm.evaluation.bench.load import SMOKE_KINDS, Bench, load_bench, rows_of
 from vcllm.evaluation.files import read_lines
+from vcllm.evaluation.generate import LETTERS
 
 NAMES = ("smoke", "core", "dev")
 
@@ -42,8 +43,8 @@ def load_suite(name: str, bench_folder: Path | None = None) -> Suite:
         return Suite(name, bench.release.version, tuple(_rows(name, bench)))
     file = Path(name)
     if not file.is_file():
-        raise BadRequest(f"There is no suite '{name}'. Use {', '.join(NAMES)}, starter, or a file of rows.")
-    rows = tuple(read_lines(file, Row))
+        raise BadRequest(f"There is no suite '{name}'. Use {', '.join(NAMES)}, or a file of rows.")
+    rows = tuple(read_lines(file, Row, by_hand=True))
     _check(file, rows)
     return Suite(file.stem, "", rows)
 
@@ -107,4 +108,8 @@ def _check(file: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.id in seen:
             raise BadRequest(f"{file}: the id '{row.id}' is there twice. Every row needs its own.")
+        if len(row.choices) > len(LETTERS):
+            raise BadRequest(
+                f"{file}: '{row.id}' has {len(row.choices)} choices; there are letters for {len(LETTERS)}."
+            )
         seen.add(row.id)

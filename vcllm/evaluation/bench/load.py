@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from vcllm.charter.reading import CharterError, parse_list
 from vcllm.contracts.base import Contract, Language, canonical_json, digest
 from vcllm.contracts.bench import Row, SelfTestPair, Unit, UnitKind
-from vcllm.contracts.charter import Split
+from vcllm.contracts.charter import Fact, Split
 
 SHIPPED = Path(__file__).parent / "data"
 RELEASE = "release.json"
@@ -148,6 +148,7 @@ def _row(unit: Unit, language: Language, split: Split, release: Release) -> Row:
         must=half.must,
         must_not=half.must_not,
         nice=half.nice,
+        facts=[_told(fact, language) for fact in unit.facts],
         principles=unit.principles,
         group=unit.group[language] if unit.group else None,
         group_role=unit.group_role,
@@ -159,6 +160,11 @@ def _row(unit: Unit, language: Language, split: Split, release: Release) -> Row:
         origin=f"{NAME}@{release.version}",
         canary=release.canary if split is Split.TEST else "",
     )
+
+
+def _told(fact: Fact, language: Language) -> str:
+    text = fact.zh if language is Language.ZH else fact.en
+    return text if fact.date is None else f"{text} ({fact.date})"
 
 
 def _load(model: type[Unit] | type[SelfTestPair], folder: Path, part: str, noun: str) -> Iterator[Any]:

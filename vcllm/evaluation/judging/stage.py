@@ -6,7 +6,7 @@ again with `retry`, and never count as safe.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from vcllm.contracts.answers import Answer, JudgeFailure, PairVerdict, Verdict
@@ -122,14 +122,22 @@ def drop_failures(
     file: Path,
     failures: Sequence[JudgeFailure] = (JudgeFailure.OUTAGE,),
     model: type[Verdict] | type[PairVerdict] = Verdict,
+    judges: Collection[str] | None = None,
 ) -> int:
-    """Forget verdicts that failed in the given ways, so that they are asked for again; returns how many."""
+    """Forget verdicts that failed in the given ways, so that they are asked for again; returns how many.
+
+    judges: whose, by name; None: everybody's.
+    """
     if not file.exists():
         return 0
     # Held while it is replaced: nobody may be adding lines to the old file.
     with Appender(file, model):
         rows = list(read_lines(file, model))
-        kept = [row for row in rows if not any(failure in failures for failure in _failures(row))]
+        kept = [
+            row
+            for row in rows
+            if (judges is not None and row.judge not in judges) or not set(_failures(row)) & set(failures)
+        ]
         if len(kept) < len(rows):
             write_lines(file, kept)
     return len(rows) - len(kept)
