@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -12,6 +13,10 @@ import redis
 
 from tests.servers import RedisServer, serve_redis
 from vcllm.stores.connect import open_redis
+
+# Before anything is started that inherits it: two ways to the same figures are compared, and with products in bfloat16,
+# which some processors have, the order of a sum shows in the third digit.
+os.environ.setdefault("VCLLM_PRECISION", "float32")
 
 
 @pytest.fixture(scope="session")

@@ -171,8 +171,22 @@ def test_a_cpu_computes_large_models_in_bfloat16_where_it_can(
     folder: Path, monkeypatch: pytest.MonkeyPatch, native: bool, size: int, expected: str
 ) -> None:
     """Small ones stay exact; an adapter is computed as its base."""
+    monkeypatch.delenv("VCLLM_PRECISION", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
     monkeypatch.setattr(precision, "SMALL", size << 30)
 
     assert Loader("causal").dtype(folder) == getattr(torch, expected)
     assert Loader("causal", dtype="float32").dtype(folder) == torch.float32
+
+
+def test_bfloat16_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs that are compared to the last bit on processors that multiply it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    device = torch.device("cpu")
+
+    monkeypatch.setenv("VCLLM_PRECISION", "float32")
+    forbidden = precision.has_bfloat16(device)
+    monkeypatch.delenv("VCLLM_PRECISION")
+
+    assert not forbidden
+    assert precision.has_bfloat16(device)

@@ -308,6 +308,22 @@ def test_an_adapter_is_the_same_bytes_in_every_process(base: Path, tmp_path: Pat
     assert layers == sorted(layers)
 
 
+@pytest.mark.skipif(
+    not {"amx_bf16", "avx512_bf16"} & {name for name, has in torch.cpu.get_capabilities().items() if has},
+    reason="this processor does not multiply bfloat16",
+)
+def test_training_in_bfloat16_ends_near_training_in_float32(base: Path, tmp_path: Path) -> None:
+    """Weights stay float32; losses agree in their first digits."""
+    made, rows = every_stage(base, max_steps=4)["sft"]
+    for name in ("auto", "float32"):
+        folder = write_job(tmp_path / name, made, rows)
+        assert Attempts().finish(folder, tmp_path / "models", {"VCLLM_PRECISION": name}) == 0
+        assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
+
+    for one, other in zip(*(figures(tmp_path / name) for name in ("auto", "float32")), strict=True):
+        assert other == pytest.approx(one, rel=0.05, abs=0.05)
+
+
 def test_figures_go_to_a_tracker(base: Path, tmp_path: Path) -> None:
     """Named by an environment variable; its files appear in the run's folder."""
     pytest.importorskip("tensorboard")

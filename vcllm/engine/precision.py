@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,14 @@ SMALL = 128 << 20
 """Bytes of float32 weights up to which a CPU gains little from bfloat16, and exact results are worth more."""
 
 
+PRECISION_VARIABLE = "VCLLM_PRECISION"
+"""`float32`: nothing is multiplied in bfloat16, even where the hardware can; for comparing runs to the last bit."""
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16; where it does not, emulation is several times slower than float32."""
+    if os.environ.get(PRECISION_VARIABLE) == "float32":
+        return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
