@@ -26,9 +26,10 @@ demo: $(VENV)/.product ## Train, align, measure and serve a small bilingual mode
 up: $(VENV)/.product ## Run all services on this machine until Ctrl-C
 	@$(BIN)/vcllm up $(ARGS)
 
+# Two at a time, each with one thread: most tests wait for processes to start. A file stays with one of them.
 .PHONY: test
 test: $(VENV)/.dev ## All tests; real Redis, servers and workers on loopback
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## Style, types and import rule
