@@ -12,7 +12,7 @@ from vcllm.evaluation.bench.load import BenchError
 from vcllm.launch.errors import LaunchError
 from vcllm.stores.models import NoSpace, translate_full_disk
 
-STATISTICS = ("matplotlib", "numpy", "scipy", "sklearn", "statsmodels")
+STATISTICS = ("numpy", "scipy", "sklearn", "statsmodels")
 
 
 class CommandError(Exception):
