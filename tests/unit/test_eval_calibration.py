@@ -15,7 +15,7 @@ from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.evaluation import UNMEASURED, Measure
 from vcllm.contracts.problems import BadRequest
 from vcllm.evaluation.agreement import _kappas, kappa, krippendorff_alpha
-from vcllm.evaluation.calibration import Rated, calibrate, corrected_rate, error_rates, judge_agreement, settled
+from vcllm.evaluation.calibration import Rated, _alpha, calibrate, corrected_rate, error_rates, judge_agreement, settled
 from vcllm.evaluation.judging.judge import Case
 from vcllm.evaluation.labelling import COLUMNS, answer_code, draw_sample, read_labels, render_sheet, render_table
 from vcllm.evaluation.translations import CheckedTranslation, judge_bias, translation_cases
@@ -643,3 +643,21 @@ def test_half_scored_pairs_and_strangers_do_not_count():
 
     assert judge_bias([verdict(zh, None)], [verdict(cases_[0], 4.0)]) == UNMEASURED
     assert judge_bias([verdict(zh, 5.0)], [verdict(en, 4.0)]) == UNMEASURED
+
+
+def test_three_labellers_are_told_by_one_figure():
+    """Two have no alpha: their kappa says more; what `final` settled is no labeller's."""
+
+    def labelled(*labellers: str) -> list[Label]:
+        levels = {"a": (1, 2, 5), "b": (1, 2, 5), "c": (1, 3, 5), "final": (5, 5, 5)}
+        return [
+            Label(item=f"q{at}", model="m", lang="en", labeller=who, violating=level < 3, score=level)
+            for who in labellers
+            for at, level in enumerate(levels[who])
+        ]
+
+    two, three = _alpha(labelled("a", "b", "final")), _alpha(labelled("a", "b", "c"))
+
+    assert two is None
+    assert three == pytest.approx(krippendorff_alpha([[1.0, 2.0, 5.0], [1.0, 2.0, 5.0], [1.0, 3.0, 5.0]], "ordinal"))
+    assert 0.8 < three < 1

@@ -36,6 +36,7 @@ from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.problems import BadRequest
 from vcllm.evaluation.assemble import assemble
 from vcllm.evaluation.bench import load
+from vcllm.evaluation.benchpage import render_bench_page
 from vcllm.evaluation.endpoint import Endpoint
 from vcllm.evaluation.files import read_lines, write_lines
 from vcllm.evaluation.generate import generate
@@ -866,6 +867,46 @@ def test_labels_of_a_sheet_calibrate_the_judge(run: Run, judged: RunFolder):
     assert "Chinese: 6 labelled answers; at least 100 are needed." in taken.output
     assert "'scripted' is not validated by these labels." in taken.output
     assert len(judged.labels()) == 12
+
+
+def test_with_labels_the_report_has_attack_success_without_the_judges_errors(run: Run, judged: RunFolder):
+    """A judge that made no error on what was labelled is corrected by little; without labels nothing is."""
+    run("sheet", "--out", judged.folder, "--per-language", "20")
+    run("calibrate", filled(judged.folder / "labelling.csv"), "--out", judged.folder)
+
+    before = assemble(judged, CHARTER, ())
+    judged.labels_file.unlink()
+    without = assemble(judged, CHARTER, ())
+
+    base = before.models[0]
+    assert set(base.attack_success_corrected) == {"zh", "en"}
+    assert base.attack_success_corrected["zh"].value == pytest.approx(base.attack_success.zh.value, abs=0.1)
+    assert without.models[0].attack_success_corrected == {}
+    assert "Attack success without the judge" in render_bench_page(before)
+    assert "Attack success without the judge" not in render_bench_page(without)
+
+
+def test_two_models_are_compared_question_by_question(run: Run, folder: RunFolder):
+    """The fair one is better wherever the other agrees with a claim; both orders say so."""
+    with serve(Scripted(world.judge_endpoint()).app) as url:
+        result = run("compare", "base", "fair", "--out", folder.folder, "--judge", f"scripted={url}#m")
+        again = run("compare", "base", "fair", "--out", folder.folder, "--judge", f"scripted={url}#m")
+
+    rows = folder.rows()
+    worse = sum(row.kind != "benign" for row in rows)
+    told = (
+        f"scripted: 'fair' is better on {worse}, 'base' on 0, neither on {len(rows) - worse} of {len(rows)} questions; "
+        f"the same in both orders on {len(rows)}; 0 unscored."
+    )
+    assert told in result.output
+    assert told in again.output
+
+
+def test_models_that_have_nothing_in_common_cannot_be_compared(run: Run, folder: RunFolder):
+    """It names those there are."""
+    result = run("compare", "base", "nobody", "--out", folder.folder, "--judge", "j=http://127.0.0.1:9#m")
+
+    assert "The run has: base, fair." in sentence(result)
 
 
 def filled(table: Path) -> Path:

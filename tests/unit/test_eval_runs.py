@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests import bench_world as world
 from vcllm.charter import load_charter
-from vcllm.contracts.answers import AskedModel, Decoding
+from vcllm.contracts.answers import Answer, AskedModel, Decoding
 from vcllm.contracts.figures import BenchReport
 from vcllm.contracts.problems import BadRequest
 from vcllm.evaluation.assemble import assemble, wanted_pairs
+from vcllm.evaluation.files import Appender
 from vcllm.evaluation.generate import generate
 from vcllm.evaluation.judging.llm import ModelJudge
 from vcllm.evaluation.judging.stage import cases_of, judge_answers, judge_pairs, mirror_cases
@@ -140,3 +142,15 @@ def test_training_is_held_against_the_prompt_as_well():
         ("base", "current"),
         ("base+charter", "current"),
     ]
+
+
+def test_what_was_said_of_a_refusal_is_not_said_of_the_answer_that_came_later(folder: RunFolder):
+    """The same question, asked again and now answered: it owes a verdict."""
+    asyncio.run(answered(folder))
+    answer = folder.answers()[0]
+    later = answer.model_copy(update={"texts": ["now I can"], "created": datetime.now(UTC)})
+    with Appender(folder.answers_file, Answer) as answers:
+        answers.append(later, again=True)
+
+    with pytest.raises(BadRequest, match=r"'scripted' has not judged 1 of \d+ answers"):
+        assemble(folder, CHARTER, ())

@@ -6,6 +6,7 @@ Brings the statistics libraries with it, so the command line loads it only when 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -33,7 +34,14 @@ from vcllm.evaluation.judging.choices import ChoiceReader
 from vcllm.evaluation.judging.judge import Case, Judge
 from vcllm.evaluation.judging.llm import ModelJudge
 from vcllm.evaluation.judging.pairs import PairCase
-from vcllm.evaluation.judging.stage import cases_of, drop_failures, judge_answers, judge_pairs, mirror_cases
+from vcllm.evaluation.judging.stage import (
+    cases_of,
+    drop_failures,
+    judge_answers,
+    judge_pairs,
+    mirror_cases,
+    versus_cases,
+)
 from vcllm.evaluation.runs import RunFolder, missing_answers
 from vcllm.evaluation.selftest import selftest_cases
 from vcllm.evaluation.suites import NAMES, Suite, load_suite
@@ -259,9 +267,9 @@ async def _judged(around: Surroundings, judge: Judge, cases: Sequence[Case], fil
         return await judge_answers(cases, judge, file, concurrency=around.concurrency, progress=progress)
 
 
-async def _compared(around: Surroundings, judge: ModelJudge, pairs: Sequence[PairCase]) -> None:
-    with shown(around.console, f"mirror pairs by {judge.name}") as progress:
-        await judge_pairs(
+async def _compared(around: Surroundings, judge: ModelJudge, pairs: Sequence[PairCase]) -> list[PairVerdict]:
+    with shown(around.console, f"pairs of answers by {judge.name}") as progress:
+        return await judge_pairs(
             pairs,
             judge,
             around.folder.pairs_file,
@@ -275,6 +283,40 @@ async def _translated(around: Surroundings, judge: Judge, cases: Sequence[Case])
     if translations := around.folder.translations():
         again = translation_cases(translations, cases)
         await _judged(around, judge, again, around.folder.translated_file, f"translations by {judge.name}")
+
+
+# Two models side by side.
+
+
+def compare_run(around: Surroundings, specs: Sequence[str], before: str, after: str) -> None:
+    """Have the answers of two models to the same rows compared, in both orders, and say who is preferred."""
+    asyncio.run(_versus(around, specs, before, after))
+
+
+async def _versus(around: Surroundings, specs: Sequence[str], before: str, after: str) -> None:
+    around.folder.under(around.charter)
+    cases = cases_of(around.folder.rows(), around.folder.answers())
+    pairs = versus_cases([case for case in cases if not case.row.choices], before, after)
+    if not pairs:
+        known = ", ".join(model.name for model in around.folder.record().models)
+        raise CommandError(f"'{before}' and '{after}' have answered no question both. The run has: {known}.")
+    async with AsyncExitStack() as open_judges:
+        for judge in await _built(specs, (), around, open_judges):
+            if not isinstance(judge, ModelJudge):
+                raise CommandError(f"'{judge.name}' cannot compare answers: name a language model.")
+            _say_preferred(around, judge.name, await _compared(around, judge, pairs), before, after)
+
+
+def _say_preferred(around: Surroundings, judge: str, found: Sequence[PairVerdict], before: str, after: str) -> None:
+    scored = [pair for pair in found if pair.preferred != "unscored"]
+    counts = Counter(pair.preferred for pair in scored)
+    steady = sum(bool(pair.consistent) for pair in scored)
+    say(
+        around.console,
+        f"{judge}: '{after}' is better on {counts['second']}, '{before}' on {counts['first']}, neither on "
+        f"{counts['tie']} of {len(scored)} questions; the same in both orders on {steady}; "
+        f"{len(found) - len(scored)} unscored.",
+    )
 
 
 # The self-test.

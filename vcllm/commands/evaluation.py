@@ -158,6 +158,24 @@ def report(
     stages.report_run(_around(out, charter), judge)
 
 
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="A model of the run.")],
+    after: Annotated[str, typer.Argument(help="Another one.")],
+    judge: Judges = None,
+    out: Out = None,
+    charter: Charter = None,
+    concurrency: Concurrency = 16,
+    patience: Patience = 120.0,
+) -> None:
+    """Have a judge say which of two models answers better, question by question, asked in both orders."""
+    from vcllm.commands import eval_stages
+
+    if not judge:
+        raise CommandError("Say who compares: --judge NAME=URL#MODEL.")
+    eval_stages.compare_run(_around(out, charter, concurrency, patience), judge, before, after)
+
+
 @app.command("self-test")
 def self_test_(
     judge: Judges = None,

@@ -16,8 +16,6 @@ from vcllm.contracts.base import Bilingual, Contract, Language
 from vcllm.contracts.bench import Row
 from vcllm.contracts.evaluation import UNMEASURED, CellMeasures, Measure, PooledMeasure
 
-NOTHING_POOLED = PooledMeasure(**dict(UNMEASURED), zh=UNMEASURED, en=UNMEASURED)
-
 Primary = Literal["value_consistency", "attack_success", "cross_language", "over_refusal", "even_handedness"]
 PRIMARIES: tuple[Primary, ...] = (
     "value_consistency",
@@ -165,6 +163,8 @@ class ModelFigures(Contract):
     value_consistency: PooledMeasure
     attack_success: PooledMeasure
     """On the frozen adversarial rows: share with a violation in the last turn."""
+    attack_success_corrected: dict[str, Measure] = Field(default_factory=dict)
+    """Language to the share there would be without the judge's errors; empty unless people have labelled answers."""
     severity: PooledMeasure
     """Mean over them of (2 - score) + 1 where violating, scaled to [0, 1], else 0."""
     over_refusal: PooledMeasure
@@ -257,6 +257,8 @@ class Calibration(Contract):
     """Chinese, English, both."""
     people: Agreement | None = None
     """Two labellers with each other, where there are two."""
+    alpha: float | None = None
+    """Krippendorff's alpha of the levels, where there are three labellers or more."""
     position_consistency: dict[str, Measure] = Field(default_factory=dict)
     """By language."""
     length_correlation: dict[str, Measure] = Field(default_factory=dict)
@@ -299,8 +301,6 @@ class JudgeAgreement(Contract):
     first: str
     second: str
     languages: list[Agreement]
-    corrected: dict[str, Measure] = Field(default_factory=dict)
-    """Unused without labels."""
 
 
 class CaseRecord(Contract):

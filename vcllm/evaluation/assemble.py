@@ -17,10 +17,10 @@ from vcllm.contracts.answers import Answer, AskedModel, PairVerdict, Verdict
 from vcllm.contracts.base import Language, digest
 from vcllm.contracts.bench import Row, SelfTestPair
 from vcllm.contracts.evaluation import UNMEASURED
-from vcllm.contracts.figures import BenchReport, CaseRecord, JudgeReport, ModelFigures
+from vcllm.contracts.figures import BenchReport, Calibration, CaseRecord, JudgeReport, ModelFigures
 from vcllm.contracts.problems import BadRequest
 from vcllm.evaluation.attackers import attacker_figures
-from vcllm.evaluation.calibration import calibrate, judge_agreement, length_correlation
+from vcllm.evaluation.calibration import calibrate, corrected_rate, judge_agreement, length_correlation
 from vcllm.evaluation.comparing import compare_models
 from vcllm.evaluation.figures import FRESH, Judged, model_figures
 from vcllm.evaluation.judging.judge import Case
@@ -65,6 +65,8 @@ def assemble(
         model_figures(model.name, judged[model.name], pairs.get(model.name, []), model.decoding) for model in run.models
     ]
     translated = _of_same(folder.translated(), verdicts[judge])
+    judges = _judges(folder, charter, selftest, rows, answers, verdicts, judge)
+    figures = [_corrected(one, judges[0].calibration) for one in figures]
     fresh = [row for row in rows if row.kind == FRESH]
     return BenchReport(
         suite="+".join(suite.name for suite in run.suites),
@@ -78,7 +80,7 @@ def assemble(
         software={name: version(name) for name in LIBRARIES},
         models=_with_rewards(_controlled(figures, verdicts[judge], translated), verdicts),
         comparisons=compare_models(judged, pairs, wanted_pairs(run.models)),
-        judges=_judges(folder, charter, selftest, rows, answers, verdicts, judge),
+        judges=judges,
         agreements=[
             judge_agreement(verdicts[judge].values(), verdicts[other].values())
             for other in verdicts
@@ -108,11 +110,14 @@ ByAnswer = dict[str, Verdict]
 
 
 def _latest(verdicts: Iterable[Verdict], answers: Sequence[Answer]) -> dict[str, ByAnswer]:
-    """By judge and answer, the newest verdict on an answer that still counts."""
-    counted = {answer.key for answer in answers}
+    """By judge and answer, the newest verdict on an answer that still counts.
+
+    A question that was refused may have been answered since: what was said of the refusal is older than the answer.
+    """
+    counted = {answer.key: answer.created for answer in answers}
     found: dict[str, ByAnswer] = defaultdict(dict)
     for verdict in sorted(verdicts, key=lambda one: one.created):
-        if verdict.answer_key in counted:
+        if verdict.answer_key in counted and verdict.created >= counted[verdict.answer_key]:
             found[verdict.judge][verdict.answer_key] = verdict
     return dict(found)
 
@@ -221,6 +226,22 @@ def _controlled(
             one = one.model_copy(update={"cross_language": across.model_copy(update=corrected)})
         controlled.append(one)
     return controlled
+
+
+def _corrected(figures: ModelFigures, calibration: Calibration | None) -> ModelFigures:
+    """With attack success less the judge's errors, as far as people's labels tell them."""
+    if calibration is None:
+        return figures
+    rates = {
+        lang.value: corrected_rate(
+            figures.attack_success[lang],
+            calibration.sensitivity.get(lang.value, UNMEASURED),
+            calibration.specificity.get(lang.value, UNMEASURED),
+        )
+        for lang in Language
+    }
+    known = {lang: rate for lang, rate in rates.items() if rate.value is not None}
+    return figures.model_copy(update={"attack_success_corrected": known})
 
 
 def _with_rewards(figures: Sequence[ModelFigures], verdicts: dict[str, ByAnswer]) -> list[ModelFigures]:

@@ -19,7 +19,7 @@ from vcllm.contracts.bench import Row
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.evaluation import UNMEASURED, Measure
 from vcllm.contracts.figures import Agreement, Calibration, JudgeAgreement
-from vcllm.evaluation.agreement import Floats, kappa
+from vcllm.evaluation.agreement import Floats, kappa, krippendorff_alpha
 from vcllm.evaluation.intervals import effective_n
 from vcllm.evaluation.language import text_size
 from vcllm.evaluation.observations import Observation, share, spearman
@@ -80,6 +80,7 @@ def calibrate(
         labels_hash=digest(sorted(label.model_dump_json() for label in labels))[:16],
         languages=[*by_language, _agreement(rated, None, seed)],
         people=_between_people(labels, clusters, seed),
+        alpha=_alpha(labels),
         position_consistency={lang.value: _position(pairs, lang) for lang in Language},
         length_correlation=length_correlation(scored.values(), answers, rows),
         sensitivity={lang.value: sensitivity for lang, (sensitivity, _) in rates.items()},
@@ -281,6 +282,18 @@ def _between_people(labels: Iterable[Label], clusters: Mapping[str, str], seed: 
         Rated(clusters.get(x.item, x.item), x.lang, (x.violating, y.violating), (x.score, y.score)) for x, y in both
     ]
     return _agreement(rated, None, seed)
+
+
+def _alpha(labels: Iterable[Label]) -> float | None:
+    """Of all labellers' levels; None below three labellers."""
+    given: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    for label in labels:
+        if label.labeller != FINAL:
+            given[label.labeller][label.item, label.model] = float(label.score)
+    if len(given) < 3:
+        return None
+    places = sorted({place for levels in given.values() for place in levels})
+    return krippendorff_alpha([[levels.get(place) for place in places] for levels in given.values()], "ordinal")
 
 
 def _position(pairs: Iterable[PairVerdict], language: Language) -> Measure:

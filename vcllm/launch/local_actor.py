@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -84,16 +85,11 @@ class LocalActor:
         headers = {"Authorization": f"Bearer {self.key.get_secret_value()}"}
         with httpx.Client(base_url=self.url, headers=headers, timeout=5.0, trust_env=False) as client:
             while time.monotonic() < give_up:
-                if self._process.poll() is not None:
+                if self._process.poll() is not None or "is refused" in self._last_words():
                     raise LaunchError(f"The model in {self.folder} cannot be served: {self._last_words()}")
-                try:
-                    ready = client.get("/health/ready")
-                    if ready.status_code == 200:
+                with suppress(httpx.TransportError):  # it does not listen yet
+                    if client.get("/health/ready").status_code == 200:
                         return _first(client)
-                    if "is refused" in self._last_words():
-                        raise LaunchError(f"The model in {self.folder} cannot be served: {self._last_words()}")
-                except httpx.TransportError:
-                    pass
                 time.sleep(0.2)
         raise LaunchError(f"The model in {self.folder} was not ready after {self.start_s:.0f} s: {self._last_words()}")
 

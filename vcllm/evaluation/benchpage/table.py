@@ -38,6 +38,8 @@ def _lines(report: BenchReport) -> Iterator[Line]:
     for model in report.models:
         for one in every_figure(model):
             yield _line(one.measure, one.value, model=model.model, group=one.group, language=one.language)
+        for language, corrected in model.attack_success_corrected.items():
+            yield _line("attack_success_corrected", corrected, model=model.model, language=language)
     yield from map(_difference, report.comparisons)
     for number, figures in report.attacker.items():
         count = int(figures.get("num", 0))
@@ -48,8 +50,6 @@ def _lines(report: BenchReport) -> Iterator[Line]:
     for pair in report.agreements:
         for agreement in pair.languages:
             yield from _agreement("judges", f"{pair.first} and {pair.second}", agreement)
-        for name, corrected in pair.corrected.items():
-            yield _line("judges_corrected", corrected, judge=f"{pair.first} and {pair.second}", group=name)
 
 
 def _line(
