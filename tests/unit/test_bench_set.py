@@ -397,6 +397,12 @@ def test_kinds_that_a_word_gives_away_are_found(bench: Bench):
     assert qc.separability(list(bench.units[Split.TEST]), Language.EN) < qc.MAX_SEPARABLE
 
 
+def test_one_sub_domain_cannot_be_told_by_another(cell):
+    """An operator's own small set is checked for the rest."""
+    assert qc.separability(cell[0], Language.EN) is None
+    assert list(qc.check_separability(cell[0])) == []
+
+
 # The self-test.
 
 

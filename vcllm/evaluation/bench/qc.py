@@ -87,7 +87,8 @@ def figures(bench: Bench) -> dict[str, float | int | str]:
     """What the checks measure, for whoever wants to see how near the limits the set is."""
     units = [*bench.units[Split.TEST], *bench.units[Split.DEV]]
     counts = {f"{split}_units": len(bench.units[split]) for split in (Split.TEST, Split.DEV)}
-    benign = {f"benign_told_from_adversarial_{one}": separability(units, one) for one in Language}
+    told = {f"benign_told_from_adversarial_{one}": separability(units, one) for one in Language}
+    benign = {name: share for name, share in told.items() if share is not None}
     return {"version": bench.release.version, **counts, "selftest_pairs": len(bench.selftest), **benign}
 
 
@@ -297,7 +298,7 @@ def _runs(text: str, language: Language) -> Iterator[str]:
 def check_separability(units: Sequence[Unit]) -> Iterator[Fault]:
     for language in Language:
         accuracy = separability(units, language)
-        if accuracy > MAX_SEPARABLE:
+        if accuracy is not None and accuracy > MAX_SEPARABLE:
             yield Fault(
                 f"{language} prompts",
                 f"benign units are told from the others by surface words in {accuracy:.0%} of cases: at most "
@@ -305,9 +306,10 @@ def check_separability(units: Sequence[Unit]) -> Iterator[Fault]:
             )
 
 
-def separability(units: Sequence[Unit], language: Language) -> float:
+def separability(units: Sequence[Unit], language: Language) -> float | None:
     """Balanced accuracy of a linear classifier on the words of a prompt, on the sub-domains it was not fitted to.
 
+    None where there are no two sub-domains with harmless and other prompts: nothing could be fitted to the others.
     Support vectors on TF-IDF; naive Bayes, which misses even a word that marks every benign prompt, will not do.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -320,6 +322,10 @@ def separability(units: Sequence[Unit], language: Language) -> float:
     texts = [unit[language].prompt[0] for unit in single]
     labels = [unit.kind is UnitKind.BENIGN for unit in single]
     cells = [unit.subdomain for unit in single]
+    if any(
+        len({cell for cell, found in zip(cells, labels, strict=True) if found is label}) < 2 for label in (True, False)
+    ):
+        return None
     analyzer, ngrams = ("char", (1, 3)) if language is Language.ZH else ("word", (1, 2))
     words = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, min_df=2)
     reader = make_pipeline(words, LinearSVC(class_weight="balanced", C=0.3))
