@@ -114,7 +114,7 @@ class Reply:
 
 
 class Clients:
-    """So many at a time ask until `num_requests` replies and one of version `last` are there; every other is streamed."""
+    """So many at a time ask until `num_requests` replies, one of them by `last`, are there; every other is streamed."""
 
     def __init__(self, http: httpx.AsyncClient, prompts: list[str], num_requests: int, last: str) -> None:
         self.http = http

@@ -85,13 +85,19 @@ class LocalActor:
         headers = {"Authorization": f"Bearer {self.key.get_secret_value()}"}
         with httpx.Client(base_url=self.url, headers=headers, timeout=5.0, trust_env=False) as client:
             while time.monotonic() < give_up:
-                if self._process.poll() is not None or "is refused" in self._last_words():
-                    raise LaunchError(f"The model in {self.folder} cannot be served: {self._last_words()}")
+                if self._process.poll() is not None:
+                    raise self._refusal(self._last_words())
                 with suppress(httpx.TransportError):  # it does not listen yet
-                    if client.get("/health/ready").status_code == 200:
-                        return _first(client)
+                    if client.get("/health/startup").status_code == 200:  # it has tried to load its one model
+                        ready = client.get("/health/ready")
+                        if ready.status_code == 200:
+                            return _first(client)
+                        raise self._refusal(ready.json()["detail"])
                 time.sleep(0.2)
         raise LaunchError(f"The model in {self.folder} was not ready after {self.start_s:.0f} s: {self._last_words()}")
+
+    def _refusal(self, reason: str) -> LaunchError:
+        return LaunchError(f"The model in {self.folder} cannot be served: {reason}")
 
     def _last_words(self) -> str:
         self._log.flush()
