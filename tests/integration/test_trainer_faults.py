@@ -53,7 +53,7 @@ def test_another_worker_goes_on_when_one_is_killed(bench: Bench):
     worker = bench.trains("killed")
     training = worker.training()
     worker.process.kill()
-    wait_until(lambda: not any(is_alive(process) for process in training), 5)
+    wait_until(lambda: not any(is_alive(process) for process in training), PATIENCE_S)
     done = int(bench.checkpoints("killed")[-1].removeprefix("step-"))
 
     record = bench.check_outcome(job, "killed")
@@ -110,7 +110,7 @@ def test_a_worker_that_wakes_up_late_changes_nothing(bench: Bench):
     stopped = time.monotonic()
     wait_until(lambda: bench.jobs.get(job).attempt == 2, PATIENCE_S)
     taken = time.monotonic() - stopped
-    wait_until(lambda: late.training() == [], 5)
+    wait_until(lambda: late.training() == [], PATIENCE_S)
     for process in late.family():
         process.resume()
 

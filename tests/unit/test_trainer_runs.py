@@ -197,7 +197,7 @@ def test_a_run_that_does_not_stop_in_time_is_killed(tmp_path: Path):
     with pytest.raises(Draining):
         run_it(run, hold, heard)
     assert 0.5 < time.monotonic() - started < 5
-    wait_until(lambda: not is_alive(heard.progress[0]["child"]), 2)
+    wait_until(lambda: not is_alive(heard.progress[0]["child"]))
 
 
 @pytest.mark.parametrize("reason", [Cancelled(), StaleToken()], ids=["cancelled", "lost"])
