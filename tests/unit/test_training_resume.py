@@ -253,7 +253,7 @@ def test_a_stop_file_ends_the_run_at_a_checkpoint(
 
 def test_a_run_that_is_told_to_end_writes_a_checkpoint_first(base: Path, tmp_path: Path, attempts: Attempts) -> None:
     """SIGTERM, as a machine sends it that goes down."""
-    made = order(SftStage(optim=optim(max_steps=150, epochs=150, checkpoint_every_s=1000)), base, LORA)
+    made = order(SftStage(optim=optim(max_steps=500, epochs=500, checkpoint_every_s=1000)), base, LORA)
     folder = write_job(tmp_path / "job", made, chats(30))
     process = attempts.start(folder, tmp_path / "models")
     wait_for(folder, "metrics.jsonl")
