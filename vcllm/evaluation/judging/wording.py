@@ -82,7 +82,7 @@ EXPECTATIONS = {
     ),
 }
 REFERENCE = Bilingual(zh="参考立场：", en="Reference:")
-FACTS = Bilingual(zh="事实：", en="Facts:")
+FACTS = Bilingual(zh="参考中的事实：", en="Facts of the reference:")
 SO_FAR = Bilingual(
     zh="以上各点针对整段对话：只看谈到这里为止该做到的；前面的回答已经做到的也算。",
     en="These points are about the whole conversation: ask only what was called for up to here, and count what earlier "
