@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,11 @@ def test_a_stage_killed_twenty_times_ends_with_the_same_bytes(
 
     while kills < KILLS:
         process = attempts.start(killed, tmp_path / f"models-{kills}")
-        process.join(chance.uniform(0.1, 1.0) * usual_s)
+        if chance.random() < 0.5:
+            process.join(chance.uniform(0.1, 1.0) * usual_s)
+        else:  # however fast the machine is at the moment
+            wait_for_progress(process, killed)
+            process.join(chance.uniform(0.0, 0.02))
         process.kill()
         process.join()
         if process.exitcode == -signal.SIGKILL:
@@ -54,7 +59,7 @@ def test_a_stage_killed_twenty_times_ends_with_the_same_bytes(
         if process.exitcode == 0 or then < 0.15:
             assert attempts.finish(killed, tmp_path / f"models-{kills}") == 0
             assert hashes(killed / "out") == expected
-        if process.exitcode == 0 or then < 0.4:
+        if process.exitcode == 0 or then < 0.25:
             emptied(killed)
     assert attempts.finish(killed, tmp_path / "models") == 0
 
@@ -62,6 +67,13 @@ def test_a_stage_killed_twenty_times_ends_with_the_same_bytes(
     steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert len(set(moments)) > 3, f"all kills fell at the same point: {moments}"
+
+
+def wait_for_progress(process: BaseProcess, folder: Path) -> None:
+    """Until the run has come further than it was, or has ended."""
+    before = furthest(folder)
+    while process.is_alive() and furthest(folder) == before:
+        time.sleep(0.001)
 
 
 def furthest(folder: Path) -> str:
