@@ -245,6 +245,24 @@ def test_a_lost_event_stream_is_taken_up_where_it_was(gateway: FakeGateway) -> N
     assert resumed == [None, "7-0", "7-0"]
 
 
+def test_a_stream_that_ends_with_an_error_is_taken_up_and_the_error_is_no_event(gateway: FakeGateway) -> None:
+    """The gateway lost its Redis in the middle; a follower used to be shown an empty `log`."""
+    error = b'data: {"error": {"message": "Something went wrong here.", "type": "server_error"}}\n\n'
+    gateway.answers = {
+        "GET /v1/jobs/j": [{"state": "succeeded"}],
+        "GET /v1/jobs/j/events": [
+            frames(("7-0", "log", {"message": "one"})) + error,
+            frames(("9-0", "state", {"state": "succeeded"})),
+        ],
+    }
+    with Api(gateway.url, "k") as api:
+        seen = [found.id for found in api.events("j")]
+
+    resumed = [headers.get("last-event-id") for route, headers, _ in gateway.asked if route.endswith("/events")]
+    assert seen == ["7-0", "9-0"]
+    assert resumed == [None, "7-0"]
+
+
 def test_an_old_failure_does_not_end_the_watching_of_a_resumed_job(gateway: FakeGateway) -> None:
     gateway.answers = {
         "GET /v1/jobs/j": [{"state": "running"}, {"state": "succeeded"}],

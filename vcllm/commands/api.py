@@ -205,13 +205,15 @@ def _frames(reply: httpx.Response) -> Iterator[dict[str, str]]:
 
 
 def _event(fields: dict[str, str]) -> Event | None:
-    """From a frame whose data is the whole event or only its own data."""
+    """From a frame whose data is the whole event or only its own data; _NotNow from the error that ends a stream."""
     try:
         data = json.loads(fields["data"])
     except ValueError:
         return None  # `[DONE]` and the like: nothing happened to the job
     if not isinstance(data, dict):
         return None
+    if "event" not in fields and "error" in data:  # the gateway's own trouble, such as a Redis that starts again
+        raise _NotNow
     whole: dict[str, Any] = data if {"type", "data"} <= data.keys() else {"data": data}
     return Event(
         id=fields.get("id") or str(whole.get("id", "")),
