@@ -1,54 +1,29 @@
-"""What tests of the command line of `vcllm eval` share: running it, servers to ask, runs that have begun."""
+"""What tests of the command line of `vcllm eval` share: servers to ask, a judge of everything, what a command said."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from fastapi import FastAPI, Request, Response
 from pydantic import SecretStr
 from rich.console import Console
-from typer.testing import CliRunner
 
 from tests import bench_world as world
 from tests.judge_scripts import chat_reply
-from tests.tiny_bench import write_bench
 from vcllm.charter import load_charter
-from vcllm.cli import app
 from vcllm.commands.eval_models import Gateway
 from vcllm.commands.eval_stages import Surroundings
-from vcllm.contracts.answers import AskedModel, Decoding
-from vcllm.evaluation.bench import load
 from vcllm.evaluation.endpoint import Endpoint
-from vcllm.evaluation.files import write_lines
-from vcllm.evaluation.generate import generate
 from vcllm.evaluation.judging.llm import ModelJudge
 from vcllm.evaluation.judging.stage import cases_of, judge_answers, judge_pairs, mirror_cases
 from vcllm.evaluation.runs import RunFolder
-from vcllm.evaluation.suites import Suite
 
 CHARTER = load_charter()
 ROWS = [row for row in world.rows(1) if row.subdomain == "soc.class"]
 Run = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of this machine's."""
-    for name in ("VCLLM_API_KEY", "VCLLM_GATEWAY_URL", "VCLLM_EVAL_KEY"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `vcllm eval` on an empty home; what it says comes without line breaks of the terminal's making."""
-    monkeypatch.chdir(tmp_path)
-    environment = {"VCLLM_HOME": str(tmp_path / "var"), "COLUMNS": "400", "TERM": "dumb", "NO_COLOR": "1"}
-    return lambda *words: CliRunner().invoke(app, ["eval", *map(str, words)], env=environment)
 
 
 def sentence(result: Any) -> str:
@@ -59,49 +34,12 @@ def sentence(result: Any) -> str:
     return line.removeprefix("error: ")
 
 
-@pytest.fixture
-def tiny_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small set in the place of the shipped one."""
-    folder = write_bench(tmp_path / "bench")
-    monkeypatch.setattr(load, "SHIPPED", folder)
-    return folder
-
-
-@pytest.fixture
-def rows_file(tmp_path: Path) -> Path:
-    write_lines(tmp_path / "known.jsonl", ROWS)
-    return tmp_path / "known.jsonl"
-
-
-async def _answered(folder: RunFolder, **models: world.Model) -> None:
-    folder.begin(Suite("known", "1", tuple(ROWS)), CHARTER)
-    for name, model in models.items():
-        folder.note(AskedModel(name=name, url="http://h", served=name, decoding=Decoding()))
-        async with world.model_endpoint(model) as server:
-            await generate(ROWS, server, folder.answers_file, model=name, decoding=Decoding(), charter=CHARTER)
-
-
 async def judge_all(folder: RunFolder, name: str = "scripted", revision: str = "", pairs: bool = True) -> None:
     async with world.judge_endpoint() as server:
         judge, cases = ModelJudge(server, CHARTER, name, revision), cases_of(folder.rows(), folder.answers())
         await judge_answers(cases, judge, folder.verdicts_file)
         if pairs:
             await judge_pairs(mirror_cases(cases), judge, folder.pairs_file)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    """Two models have answered."""
-    folder = RunFolder(tmp_path / "out")
-    asyncio.run(_answered(folder, base=world.always_agrees, fair=world.even_handed))
-    return folder
-
-
-@pytest.fixture
-def judged(folder: RunFolder) -> RunFolder:
-    """And one judge has judged everything."""
-    asyncio.run(judge_all(folder))
-    return folder
 
 
 def gateway(*chain: str, current: str | None = None, **cards: str | None) -> Gateway:

@@ -19,13 +19,15 @@ PYTHON_FILE = str(Path(__file__).resolve())
 
 
 def serve(prefix: str) -> None:
-    """Answers 200 to everything, with its environment."""
+    """Answers 200 to everything, with its environment and whether the fleet's addresses were known before."""
+    addresses = Path(os.environ["VCLLM_HOME"]) / "run" / "fleet.json"
+    known = str(addresses.exists())
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(dict(os.environ)).encode())
+            self.wfile.write(json.dumps({**os.environ, "addresses_known": known}).encode())
 
     address = (os.environ[f"{prefix}_HOST"], int(os.environ[f"{prefix}_PORT"]))
     http.server.ThreadingHTTPServer(address, Handler).serve_forever()
@@ -62,7 +64,7 @@ def launch(port: int, extra: list[str]) -> None:
         Service("actor", (*me, "serve", "ACTOR"), "ACTOR", 8201, "/health/live", scalable=True),
         Service("trainer-training", (*me, "work"), up_line=" ready."),
         *(Service(name, (*me, name), up_line=" ready.") for name in extra),
-        Service("gateway", (*me, "serve", "GATEWAY"), "GATEWAY", 8080, "/health/live"),
+        Service("gateway", (*me, "serve", "GATEWAY"), "GATEWAY", 8080, "/health/live", first=True),
     )
     console = Console(soft_wrap=True)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from vcllm.charter import load_charter
@@ -27,12 +28,13 @@ from vcllm.contracts.recipes import Recipe
 from vcllm.launch.credentials import write_secret
 from vcllm.launch.ports import free_port
 
-COMMANDS = [
-    *(["demo"], ["up"], ["chat"], ["models", "list"], ["models", "rollback"], ["eval", "show"]),
-    *(["jobs", name] for name in ("create", "list", "get", "watch", "cancel", "pause", "resume", "ledger")),
-    *(["keys", name] for name in ("create", "list", "revoke")),
-    *(["charter", "check"], ["data", "check"], ["recipe", "check"], ["recipe", "list"]),
-]
+
+def commands(within: Any, *words: str) -> Iterator[tuple[str, ...]]:
+    """Every command there is, by its words."""
+    for name, command in getattr(within, "commands", {}).items():
+        yield from commands(command, *words, name)
+    if words and not hasattr(within, "commands"):
+        yield words
 
 
 @dataclass
@@ -120,8 +122,8 @@ def evaluation(stage: str, value: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_explains_itself(run: Any, words: list[str]) -> None:
+@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=" ".join)
+def test_every_command_explains_itself(run: Any, words: tuple[str, ...]) -> None:
     result = run(*words, "--help")
 
     assert result.exit_code == 0

@@ -117,6 +117,7 @@ def test_every_service_starts_is_told_what_it_needs_and_ends_on_ctrl_c(tmp_path:
         assert len({addresses["actor-1"], addresses["actor-2"], addresses["gateway"]}) == 3
         assert addresses["gateway"] == f"http://127.0.0.1:{fleet.port}"
         assert actor["VCLLM_REDIS_URL"] == addresses["redis"]
+        assert gateway["addresses_known"] == "True", "a command that finds the gateway ready can lend itself a key"
         assert actor["OMP_NUM_THREADS"] == "3" and gateway["OMP_NUM_THREADS"] == "1"
         assert actor["VCLLM_INTERNAL_TOKEN"] == read_secret(fleet.home, "internal_token")
         assert "VCLLM_PEPPER" in gateway and "VCLLM_PEPPER" not in actor

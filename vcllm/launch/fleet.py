@@ -150,6 +150,7 @@ class Fleet:
         if self._redis is not None:
             self._start_redis(supervision, self._redis)
             recovery.forget_leases(self.redis_url)
+        self._publish()  # whoever finds the gateway ready finds the addresses, too
         first = [replica for replica in self.replicas if replica.service.first]
         for replica in first:
             supervision.launch(replica.name)
@@ -157,7 +158,6 @@ class Fleet:
         for replica in self.replicas:
             if replica not in first:
                 supervision.launch(replica.name)
-        self._publish()
 
     def _settle_redis(self, credentials: Credentials) -> None:
         if self._wants_redis:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests import bench_world as world
-from tests import eval_commands
 from tests.eval_commands import CHARTER, ROWS, FakeGateway, Run, Scripted, around, sentence
 from tests.servers import serve
 from vcllm.commands import eval_stages
@@ -23,15 +22,6 @@ from vcllm.evaluation.assemble import assemble
 from vcllm.evaluation.files import read_lines, write_lines
 from vcllm.evaluation.runs import RunFolder
 from vcllm.evaluation.suites import Suite, load_suite
-
-# pytest finds a fixture by its name in the test's file.
-keys = eval_commands.keys
-run = eval_commands.run
-tiny_set = eval_commands.tiny_set
-rows_file = eval_commands.rows_file
-folder = eval_commands.folder
-judged = eval_commands.judged
-
 
 # What this machine knows of the served model.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests import bench_world as world
-from tests import eval_commands
 from tests.eval_commands import ROWS, FakeGateway, Run, Scripted, gateway, sentence
 from tests.servers import serve
 from vcllm.commands.errors import CommandError
@@ -16,21 +15,7 @@ from vcllm.commands.eval_models import key_for, lineage_sources, needs_gateway, 
 from vcllm.contracts.answers import Decoding
 from vcllm.evaluation.runs import RunFolder
 
-# pytest finds a fixture by its name in the test's file.
-keys = eval_commands.keys
-run = eval_commands.run
-rows_file = eval_commands.rows_file
-
 SECRET = "open-sesame"
-
-
-@pytest.mark.parametrize("command", ["run", "generate", "judge", "report", "self-test", "sheet", "calibrate", "show"])
-def test_every_command_explains_itself(run: Run, command: str):
-    """Each option with what it is for."""
-    result = run(command, "--help")
-
-    assert result.exit_code == 0
-    assert "Usage:" in result.output
 
 
 # Models.

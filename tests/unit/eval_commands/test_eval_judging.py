@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from tests import bench_world as world
-from tests import eval_commands
 from tests.eval_commands import CHARTER, ROWS, Run, Scripted, around, sentence
 from tests.judge_scripts import endpoint, is_lettered, labelled
 from tests.servers import serve
@@ -26,15 +25,6 @@ from vcllm.evaluation.generate import generate
 from vcllm.evaluation.runs import RunFolder
 from vcllm.evaluation.suites import Suite
 from vcllm.starter.questions import starter_rows
-
-# pytest finds a fixture by its name in the test's file.
-keys = eval_commands.keys
-run = eval_commands.run
-tiny_set = eval_commands.tiny_set
-rows_file = eval_commands.rows_file
-folder = eval_commands.folder
-judged = eval_commands.judged
-
 
 # Judges.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests import bench_world as world
-from tests import eval_commands
 from tests.eval_commands import CHARTER, ROWS, Run, Scripted, judge_all, sentence
 from tests.servers import serve
 from vcllm.contracts.answers import AskedModel, Decoding, Label
@@ -22,14 +21,6 @@ from vcllm.evaluation.benchpage import render_bench_page
 from vcllm.evaluation.files import write_lines
 from vcllm.evaluation.generate import generate
 from vcllm.evaluation.runs import RunFolder
-
-# pytest finds a fixture by its name in the test's file.
-keys = eval_commands.keys
-run = eval_commands.run
-rows_file = eval_commands.rows_file
-folder = eval_commands.folder
-judged = eval_commands.judged
-
 
 # Reports.
 
