@@ -89,6 +89,8 @@ def _judge(judge: JudgeReport) -> Iterator[Line]:
             yield from _agreement("people", judge.name, agreement)
         if found.people:
             yield from _agreement("labellers", judge.name, found.people)
+        if found.alpha is not None:
+            yield line("labellers_alpha", _bare(found.alpha, found.num_labels))
         for name in ("position_consistency", "length_correlation", "sensitivity", "specificity"):
             figures: dict[str, Measure] = getattr(found, name)
             yield from (line(f"calibration_{name}", m, language=lang) for lang, m in figures.items())
