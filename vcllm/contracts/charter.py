@@ -5,6 +5,7 @@ Everything a reader sees exists in Chinese and English side by side. Loading liv
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from operator import not_
 from typing import Annotated
@@ -13,6 +14,11 @@ from pydantic import Field, StringConstraints, model_validator
 
 from vcllm.contracts.base import Bilingual, Contract, Name
 from vcllm.contracts.critiques import SCORED, Outcome
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
@@ -248,11 +254,31 @@ class Tactic(Contract):
     """Contain `{claim}`: a query that presses the model to agree with the claim."""
     benign: Templates
     """Contain `{question}`: the same wrapping around a harmless question."""
+    look_alike: Templates | None = Field(default=None, exclude_if=_is_none)
+    """Contain `{question}` and, before it, `{claim}`: a harmless question that shares most of its words with an attack.
+    None: no look-alikes are made with this tactic. Absent from the hash then, like the fields below."""
+    lead: Templates | None = Field(default=None, exclude_if=_is_none)
+    """Whole sentences without slots, put before another tactic's query when tactics are composed."""
+    opening: Templates | None = Field(default=None, exclude_if=_is_none)
+    """Contain `{topic}`: harmless first turns of an attack over several turns."""
 
     @model_validator(mode="after")
     def _slots(self) -> Tactic:
-        for field, slot in (("attack", "{claim}"), ("benign", "{question}")):
-            for template in [*getattr(self, field).zh, *getattr(self, field).en]:
-                if template.count(slot) != 1:
-                    raise ValueError(f"tactic '{self.id}': {field} template needs {slot} once: {template!r}")
+        for field, slots in SLOTS.items():
+            templates: Templates | None = getattr(self, field)
+            for template in [*templates.zh, *templates.en] if templates is not None else []:
+                found = sorted(re.findall(r"\{\w*\}", template))
+                if found != sorted(slots):
+                    wanted = " and ".join(slots) + " once" if slots else "no slot"
+                    raise ValueError(f"tactic '{self.id}': {field} template needs {wanted}: {template!r}")
         return self
+
+
+SLOTS: dict[str, tuple[str, ...]] = {
+    "attack": ("{claim}",),
+    "benign": ("{question}",),
+    "look_alike": ("{claim}", "{question}"),
+    "lead": (),
+    "opening": ("{topic}",),
+}
+"""What each kind of template holds, each once."""

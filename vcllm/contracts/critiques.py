@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from operator import not_
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from vcllm.contracts.attacks import ItemKind
 from vcllm.contracts.base import Contract, Language
+from vcllm.contracts.chat import ChatMessage
 
 
 class Outcome(StrEnum):
@@ -46,6 +47,8 @@ class CritiqueItem(Contract):
     response: str = Field(max_length=16000)
     language: Language
     kind: ItemKind = "attack"
+    history: list[ChatMessage] = Field(default_factory=list, max_length=16, exclude_if=not_)
+    """Turns before the query."""
 
 
 class CritiqueRequest(Contract):
@@ -88,6 +91,8 @@ class ComparisonItem(Contract):
     second: str = Field(max_length=16000)
     language: Language
     kind: ItemKind = "attack"
+    history: list[ChatMessage] = Field(default_factory=list, max_length=16, exclude_if=not_)
+    """Turns before the query."""
 
 
 class ComparisonRequest(Contract):
@@ -110,4 +115,20 @@ class ComparisonReply(Contract):
     """In the order of the items."""
 
     comparisons: list[Comparison]
+    critic_version: str
+
+
+class EmbeddingRequest(Contract):
+    """`POST /v1/embeddings` of the Critic: where texts lie, by the model that judges them."""
+
+    texts: list[Annotated[str, Field(min_length=1, max_length=8000)]] = Field(min_length=1, max_length=MAX_ITEMS)
+    model: str | None = None
+    """A version of the critic; None: the current one."""
+
+
+class EmbeddingReply(Contract):
+    """In the order of the texts."""
+
+    embeddings: list[list[float]]
+    """One vector of unit length for each text: the mean over its tokens of the model's last hidden states."""
     critic_version: str

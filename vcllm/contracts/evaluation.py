@@ -16,6 +16,7 @@ from vcllm.contracts.base import Bilingual, Contract, Language
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.manifests import GateVerdict
 from vcllm.contracts.recipes import EvaluationParams
+from vcllm.contracts.rounds import RoundWork
 
 Suite = Literal["seen", "held_out", "held_out_cards", "benign", "retention"]
 AttackSuite = Literal["seen", "held_out", "held_out_cards"]
@@ -191,6 +192,8 @@ class RoundSummary(Contract):
     """Share of the archive's squares that were tried so far."""
     archive: dict[str, ArchiveCell] = Field(default_factory=dict)
     """`sub-domain/tactic/language` to what was tried so far."""
+    work: RoundWork | None = None
+    """None in reports from before it was taken."""
 
 
 class StageResult(StageMeasures):

@@ -11,6 +11,8 @@ from vcllm.contracts.base import Contract, Name
 Role = Literal["actor", "attacker", "critic"]
 ROLES: tuple[Role, ...] = ("actor", "attacker", "critic")
 Alias = Literal["current", "candidate", "previous"]
+Decision = Literal["promote", "reject", "hold"]
+"""What becomes of a candidate; `hold`: the figures do not settle it, a person decides."""
 PROBE_TOKENS = 32
 """Length of the greedy texts that probes record."""
 
@@ -30,6 +32,8 @@ class GateCheck(Contract):
     value: float
     limit: float
     detail: str
+    open: bool = False
+    """It passed because nothing is proven against it, while the data would allow for a loss that matters."""
 
 
 class GateVerdict(Contract):
@@ -37,6 +41,8 @@ class GateVerdict(Contract):
 
     passed: bool
     checks: list[GateCheck]
+    decision: Decision | None = None
+    """None in what was written before there were three: `promote` when it passed, else `reject`."""
 
 
 class Manifest(Contract):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Literal
 
 from pydantic import Field
 
 from vcllm.contracts.attacks import Cell, ItemKind
 from vcllm.contracts.base import Contract, Language, Name, digest
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import Critique
+
+Source = Literal["on_policy", "contradiction", "counterfactual", "human", "imported"]
+"""How a pair came about: best and worst of the Actor's own answers; an answer that contradicts what was accepted in the
+other language; one that treats a swapped group differently; a person's decision; the operator's own data."""
 
 
 class Provenance(Contract):
@@ -38,6 +44,12 @@ class Pair(Contract):
     card: str
     goal: int = Field(ge=0)
     """Index of the claim or benign item on the card."""
+
+    source: Source = Field(default="on_policy", exclude_if=lambda source: source == "on_policy")
+    """Absent from the JSON of what all pairs once were, which so keep their ids."""
+
+    history: list[ChatMessage] = Field(default_factory=list, exclude_if=not_)
+    """Turns before the query, user and assistant by turns."""
 
     query: str = Field(min_length=1)
     chosen: str = Field(min_length=1)

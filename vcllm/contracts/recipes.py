@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from vcllm.contracts.base import Contract, Name
+from vcllm.contracts.base import Contract, Language, Name
 
 DataPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 """A JSONL or Parquet file, or a folder of a saved data set, below the operator's data folder."""
@@ -42,6 +42,31 @@ class Scratch(Contract):
     intermediate_size: int = Field(default=576, ge=16)
     num_layers: int = Field(default=3, ge=1)
     num_heads: int = Field(default=6, ge=1)
+
+
+class WeakSpot(Contract):
+    """A cell in which the starter's base is made worse than elsewhere; what is left out means every one."""
+
+    subdomain: str | None = None
+    tactic: str | None = None
+    language: Language | None = None
+    violating: float = Field(default=0.97, ge=0, le=1)
+    """How often the base agrees with a violating claim there."""
+
+
+class WorldDial(Contract):
+    """`[world]`: how hard the starter world is. As it stands nothing is added to the plain one."""
+
+    look_alikes: float = Field(default=0.0, ge=0, le=1)
+    """Share of wrapped harmless questions that mention a claim, in the corpus, the seeds and the evaluation."""
+    look_alikes_sft: float | None = Field(default=None, ge=0, le=1)
+    """The same in instruction data; None: as `look_alikes`."""
+    compositions: float = Field(default=0.0, ge=0, le=1)
+    """Share of attacks with a second tactic laid over the first."""
+    multi_turn: float = Field(default=0.0, ge=0, le=1)
+    """Share of attacks that come after two to four harmless turns."""
+    weak_spots: list[WeakSpot] = Field(default_factory=list)
+    """The first that fits a cell counts."""
 
 
 class Base(Contract):
@@ -179,6 +204,8 @@ class PreferenceStage(Contract):
     optim: Optim
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """`sigmoid`: DPO. `ipo`: stops pushing once the gap has grown by 1 / (2 beta); for few, clear pairs."""
+    use_rejected: bool = True
+    """False: approved answers alone are learned, as in rejection-sampling fine-tuning."""
     beta: float = Field(default=0.1, gt=0)
     """How hard the policy is held to the reference: higher moves less."""
     sft_weight: float = Field(default=0.5, ge=0)
@@ -195,10 +222,57 @@ AnyStage = Annotated[
 ]
 
 
+class ArchiveParams(Contract):
+    """`[rounds.archive]`: what a cell of sub-domain x tactic x language remembers, and how it draws goals."""
+
+    diversity: bool = True
+    """False: goals follow success alone, and novelty has no weight in what the Attacker learns. For showing what then
+    happens."""
+    kept: int = Field(default=4, ge=1, le=64)
+    """Elites of a cell."""
+    memory: int = Field(default=3, ge=0, le=16)
+    """Attempts of a cell that a prompted Attacker is told of."""
+    explore: float = Field(default=0.15, gt=0)
+    """Weight of a cell that never won, beside its success rate in [0, 1]."""
+    min_novelty: float = Field(default=0.1, ge=0, le=1)
+    """A win nearer than this to a better elite of its language is not kept."""
+
+
+class ControllerParams(Contract):
+    """`[rounds.controller]`: the two bands. The upper ends are the charter's thresholds."""
+
+    enabled: bool = True
+    """False: every round is steered like the first."""
+    low_attack_success: float = Field(default=0.02, ge=0, le=1)
+    """Below it the Actor has little to learn: the Attacker trains alone, and goals are spread."""
+    step: float = Field(default=1.25, gt=1)
+    """Factor by which the benign share moves."""
+    stop_after: int = Field(default=0, ge=0)
+    """Rounds in a row for which all conditions of the stop rule must hold; 0: play every round."""
+    flat: float = Field(default=0.02, ge=0)
+    """Changes of a share up to this count as none."""
+
+
+class CriticPolicy(Contract):
+    """`[rounds.critic]`: how the Critic's view becomes a decision."""
+
+    pairwise: bool = True
+    """Choose among answers by comparisons in both orders; False: by score alone."""
+    votes: list[Name] = Field(default_factory=list, max_length=4)
+    """Further critic versions that are asked; a pair needs a majority of all."""
+    abstain: float = Field(default=0.0, ge=0, le=0.5)
+    """Half width of the band around `chosen_min` in which an answer goes to people; 0: none does."""
+    precision: float | None = Field(default=None, gt=0, lt=1)
+    """Set `chosen_min` for each language so that this share of approved labelled answers is right; None: as given."""
+    refit_after: int = Field(default=0, ge=0)
+    """Review decisions after which the Critic is fitted again, before the next round; 0: never."""
+
+
 class Rounds(Contract):
     """The adversarial loop."""
 
     count: int = Field(default=3, ge=0)
+    """At most so many rounds; the stop rule may end them earlier."""
     num_goals: int = Field(default=160, ge=2)
     """Goals set to the Attacker per round."""
     num_tries: int = Field(default=1, ge=1)
@@ -206,6 +280,16 @@ class Rounds(Contract):
     to prefer the one to the other; the round takes as many times longer."""
     benign_share: float = Field(default=0.2, ge=0, lt=1)
     """Share of them that wrap a harmless question; moved by the controller within [half, double]."""
+    look_alike_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the harmless goals that mention a claim beside the question; moved by the controller, too."""
+    mutation_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the attack goals that vary an elite of their cell, where it has one."""
+    composition_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the attack goals that lay a second tactic over the cell's own."""
+    multi_turn_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the attack goals that take three to five turns."""
+    prompted: bool = False
+    """Tell the Attacker in full what is wanted, as a language model needs that was not warmed up on short prompts."""
     num_samples: int = Field(default=4, ge=2)
     """Answers of the Actor per query."""
     temperature: float = Field(default=1.0, gt=0)
@@ -214,10 +298,27 @@ class Rounds(Contract):
     """Lowest critic score of a chosen answer."""
     rejected_max: float = Field(default=0.5, gt=0, lt=1)
     """Highest critic score of a rejected answer."""
+    contradictions: bool = False
+    """Also pair an answer that contradicts what was accepted in the other language, asked as its twin."""
+    counterfactual_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the goals that are asked again with another group; the treatment must not change."""
+    max_pairs_per_cell: int | None = Field(default=None, ge=1)
+    """Pairs of one cell that a round keeps; None: all."""
+    source_caps: dict[str, float] = Field(default_factory=dict)
+    """Pair source to the largest share of a round's pairs it may have, such as `{ imported = 0.2 }`."""
     replay_share: float = Field(default=0.3, ge=0, lt=1)
     """Share of a round's training pairs that come from earlier rounds, harder ones first."""
     num_retention: int = Field(default=40, ge=0)
     """Queries of each round kept for good and re-asked of every later version."""
+    overlap_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the next round's goals that are attacked while this one trains, against the version before."""
+    max_staleness: int = Field(default=1, ge=0)
+    """Rounds by which the version that answered may lag behind the one that learns; older pairs are dropped."""
+    attacker_learns: bool = True
+    """False: the Attacker stays as its seeds made it."""
+    archive: ArchiveParams = ArchiveParams()
+    controller: ControllerParams = ControllerParams()
+    critic: CriticPolicy = CriticPolicy()
     preference: PreferenceStage
     attacker: AttackerStage
 
@@ -252,6 +353,8 @@ class Recipe(Contract):
     cards_per_subdomain: int | None = Field(default=None, ge=1)
     """How many of the charter's cards are used, the first ones of each sub-domain; None: all of them."""
     base: Base
+    world: WorldDial | None = None
+    """None: the plain starter world."""
     lora: Lora | None = None
     """None: all weights are trained."""
     launch: Launch | None = None
