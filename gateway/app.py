@@ -21,7 +21,7 @@ from gateway.auth import SCRAPER, refuse_open_routes
 from gateway.keyring import KeyRing
 from gateway.lookups import Lookups
 from gateway.queue import CeleryQueue, JobQueue
-from gateway.routes import chat, jobs, keys, models, servers
+from gateway.routes import campaigns, chat, jobs, keys, lineage, models, reviews, servers
 from gateway.settings import GatewaySettings
 from gateway.state import GatewayState
 from vcllm.contracts.problems import Unavailable
@@ -75,7 +75,7 @@ def create_app(
     registry.register(Upstreams(lambda: opened[0] if opened else None))
     add_health(app, ready=lambda: opened[0].redis_fault if opened else "The gateway is starting.")
     add_metrics(app, registry, dependencies=[SCRAPER])
-    for module in (chat, models, servers, jobs, keys):
+    for module in (chat, models, servers, jobs, campaigns, keys, lineage, reviews):
         app.include_router(module.router)
     for error in (RedisConnectionError, RedisTimeoutError):
         app.add_exception_handler(error, _stores_down)

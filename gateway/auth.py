@@ -43,6 +43,7 @@ def allows(record: KeyRecord, scope: Scope) -> bool:
 Chatter = Annotated[KeyRecord, Security(authenticate, scopes=[Scope.CHAT])]
 JobReader = Annotated[KeyRecord, Security(authenticate, scopes=[Scope.JOBS_READ])]
 JobWriter = Annotated[KeyRecord, Security(authenticate, scopes=[Scope.JOBS_WRITE])]
+Reviewer = Annotated[KeyRecord, Security(authenticate, scopes=[Scope.REVIEW])]
 Promoter = Annotated[KeyRecord, Security(authenticate, scopes=[Scope.PROMOTE])]
 Admin = Annotated[KeyRecord, Security(authenticate, scopes=[Scope.ADMIN])]
 SCRAPER = Security(authenticate_scraper, scopes=[Scope.ADMIN])

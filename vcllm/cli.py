@@ -10,7 +10,22 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vcllm import __version__
-from vcllm.commands import charter, chat, data, demo, evaluation, jobs, keys, models, recipe, secrets, up
+from vcllm.commands import (
+    campaign,
+    charter,
+    chat,
+    data,
+    demo,
+    evaluation,
+    jobs,
+    keys,
+    lineage,
+    models,
+    recipe,
+    review,
+    secrets,
+    up,
+)
 from vcllm.commands.errors import sentence
 
 
@@ -57,9 +72,12 @@ def vcllm(
 app.command()(demo.demo)
 app.command()(up.up)
 app.command()(chat.chat)
+app.command()(lineage.lineage)
 app.command(hidden=True)(secrets.secrets)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(campaign.app, name="campaign")
 app.add_typer(models.app, name="models")
+app.add_typer(review.app, name="review")
 app.add_typer(keys.app, name="keys")
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(charter.app, name="charter")

@@ -1,4 +1,4 @@
-"""Reads recipes from a folder of TOML files, and says which stages one has.
+"""Reads recipes from a folder of TOML files, and says which stages one has and where what they make belongs.
 
 Knows the files and the order of stages; what a stage does is the trainer's business.
 """
@@ -11,9 +11,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vcllm.contracts.base import NAME_PATTERN
+from vcllm.contracts.base import NAME_PATTERN, digest
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import Recipe
+
+MAX_RECIPE_NAME = 28
+"""Characters of it in the name of a lineage; with the longest seed and stage that makes 64."""
 
 
 def load_recipe(folder: Path, name: str) -> Recipe:
@@ -47,6 +50,15 @@ def stage_names(recipe: Recipe) -> list[str]:
         *(["control"] if recipe.control else []),
         "report",
     ]
+
+
+def lineage_name(recipe: Recipe, seed: int, charter_hash: str) -> str:
+    """Where versions and pairs belong when nobody names a lineage: the same content has the same one.
+
+    The recipe's name is cut where versions, which put their stage behind this, would get too long a name.
+    """
+    content = digest([recipe.model_dump(mode="json"), charter_hash])
+    return f"{recipe.name[:MAX_RECIPE_NAME]}-s{seed}-{content[:8]}"
 
 
 def _broken(file: Path, fault: str) -> BadRequest:

@@ -94,12 +94,7 @@ def create_job(
         return JobPlan(recipe=body.recipe, stages=[body.stage] if body.stage else stages)
     request = JobRequest(**body.model_dump(exclude={"validate_only"}))
     record, new = state.jobs.create(request, queue="rollouts", owner=key.id, idempotency=idempotency_key)
-    if new:
-        return _send(state, record)
-    response.status_code = 200
-    if record.state is JobState.FAILED and record.attempt == 0:  # it never reached the queue: try that again
-        return _send(state, _queue_again(state, record))
-    return record
+    return start_job(state, record, new, response)
 
 
 @router.get("/jobs")
@@ -180,6 +175,16 @@ def pair_counts(lineage: Name, key: JobReader, state: State) -> PairCounts:
         raise NotFound(f"There is no lineage '{lineage}' with approved pairs yet.")
     check = check_ledger(PairStream(state.redis, lineage), state.models)
     return PairCounts(lineage=lineage, waiting=check.waiting, used=check.used, dead=check.dead, faults=check.faults)
+
+
+def start_job(state: GatewayState, record: JobRecord, new: bool, response: Response) -> JobRecord:
+    """Queue what `JobStore.create` gave; a job that was asked for before is left alone, and the status is 200."""
+    if new:
+        return _send(state, record)
+    response.status_code = 200
+    if record.state is JobState.FAILED and record.attempt == 0:  # it never reached the queue: try that again
+        return _send(state, _queue_again(state, record))
+    return record
 
 
 async def _follow(app: FastAPI, state: GatewayState, job_id: str, after: str) -> AsyncIterator[bytes]:

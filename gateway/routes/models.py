@@ -1,4 +1,4 @@
-"""Models: what is promoted, where it came from, and the way back."""
+"""Models: what is promoted, where it came from, the way back, and the word on what the gate held."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pydantic import Field
 
 from gateway.auth import Chatter, Promoter, allows
 from gateway.state import GatewayState, State
-from vcllm.contracts.base import Contract
+from vcllm.contracts.base import Contract, Name
 from vcllm.contracts.chat import ALIGNED_MODEL, ModelCard, ModelList
+from vcllm.contracts.gates import Gated, GatedList, HeldDecision
 from vcllm.contracts.keys import KeyRecord, Scope
 from vcllm.contracts.manifests import Manifest, Role
 from vcllm.contracts.problems import Conflict, NotFound
+from vcllm.stores.gates import GateRecords
 
 router = APIRouter(prefix="/v1/models")
 
@@ -34,6 +36,28 @@ class RolledBack(Contract):
 def list_models(key: Chatter, state: State) -> ModelList:
     """The alias `vc-llm` and the versions behind it; every version for a key that may promote."""
     return ModelList(data=_cards(state, key))
+
+
+@router.get("/held")
+def list_held(_: Promoter, state: State) -> GatedList:
+    """Candidates that the gate left to a person, longest waiting first, each with its checks."""
+    lineages = {manifest.lineage for manifest in state.models.manifests("actor")}
+    held = [record for lineage in lineages for record in GateRecords(state.redis, lineage).held()]
+    return GatedList(data=sorted(held, key=lambda record: record.judged))
+
+
+@router.post("/{version}/promote")
+def promote_held(version: Name, body: HeldDecision, key: Promoter, state: State) -> Gated:
+    """Serve a candidate that the gate held; who said so is kept beside the verdict."""
+    records = GateRecords(state.redis, state.models.manifest("actor", version).lineage)
+    return records.decide(version, "promote", key.id, note=body.note, replaces=body.replaces)
+
+
+@router.post("/{version}/reject")
+def reject_held(version: Name, body: HeldDecision, key: Promoter, state: State) -> Gated:
+    """Never serve a candidate that the gate held."""
+    records = GateRecords(state.redis, state.models.manifest("actor", version).lineage)
+    return records.decide(version, "reject", key.id, note=body.note)
 
 
 @router.get("/{model}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
 
 from services.attacker.refusals import is_refusal
 from services.attacker.settings import AttackerSettings
+from vcllm.alignment.briefs import reply_text, with_history
 from vcllm.contracts.attacks import Attack, AttackGoal, AttackReply, AttackRequest, attack_prompt
 from vcllm.contracts.chat import ChatMessage, Completion, Sampling
 from vcllm.engine.protocol import Engine
@@ -35,22 +37,33 @@ def create_app(server: AttackerSettings | None = None, shared: Settings | None =
 
 
 async def attack(body: AttackRequest, request: Request, response: Response, serving: ServingDep) -> AttackReply:
-    """Write one query for every goal, in order."""
+    """Write one query for every goal, in order; with histories, the next turn of each conversation."""
     reply = await cancel_on_disconnect(request, write_attacks(body, serving))
     response.headers[VERSION_HEADER] = reply.attacker_version
     return reply
 
 
 async def write_attacks(body: AttackRequest, serving: Serving[Engine]) -> AttackReply:
-    conversations = [[ChatMessage(role="user", content=attack_prompt(goal))] for goal in body.goals]
+    histories = body.histories or [[] for _ in body.goals]
+    asked = list(zip(body.goals, histories, strict=True))
+    conversations = [[ChatMessage(role="user", content=prompt(goal, history))] for goal, history in asked]
     sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
     async with serving.admit(conversations, body.max_tokens), serving.pool.use(body.model) as held:
         answers = await held.model.complete(conversations, sampling)
     serving.meter.answered(answers)
-    attacks = [to_attack(goal, each.completions[0]) for goal, each in zip(body.goals, answers, strict=True)]
+    attacks = [
+        to_attack(goal, each.completions[0], history) for (goal, history), each in zip(asked, answers, strict=True)
+    ]
     return AttackReply(attacks=attacks, attacker_version=held.version)
 
 
-def to_attack(goal: AttackGoal, completion: Completion) -> Attack:
-    query = completion.text.strip()
-    return Attack(goal=goal, query=query, refused=is_refusal(query), complete=completion.finish_reason == "stop")
+def prompt(goal: AttackGoal, history: Sequence[ChatMessage] = ()) -> str:
+    """What is asked for the goal's next turn: a short line, or its brief with the conversation so far."""
+    return with_history(goal.brief, goal, history) if goal.brief else attack_prompt(goal, history)
+
+
+def to_attack(goal: AttackGoal, completion: Completion, history: Sequence[ChatMessage] = ()) -> Attack:
+    """What was written, with the conversation before it; only who was given a brief dresses a query up."""
+    query = reply_text(completion.text) if goal.brief else completion.text.strip()
+    refused, complete = is_refusal(query), completion.finish_reason == "stop"
+    return Attack(goal=goal, query=query, history=list(history), refused=refused, complete=complete)

@@ -1,4 +1,4 @@
-"""The Critic's routes: critiques of single answers, and comparisons of two."""
+"""The Critic's routes: critiques of single answers, comparisons of two, and where texts lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from fastapi import Depends, FastAPI, Request, Response
 from services.critic.backends import Backends
 from services.critic.critic import Critic
 from services.critic.settings import CriticSettings
-from vcllm.contracts.critiques import ComparisonReply, ComparisonRequest, CritiqueReply, CritiqueRequest
+from vcllm.contracts.critiques import (
+    ComparisonItem,
+    ComparisonReply,
+    ComparisonRequest,
+    CritiqueItem,
+    CritiqueReply,
+    CritiqueRequest,
+    EmbeddingReply,
+    EmbeddingRequest,
+)
 from vcllm.serving.costs import text_tokens
 from vcllm.serving.service import VERSION_HEADER, Serving, build_serving, guard, serve_role
 from vcllm.settings import Settings
@@ -31,6 +40,7 @@ def create_app(server: CriticSettings | None = None, shared: Settings | None = N
     app = serve_role(serving, shared)
     app.post("/v1/critiques", dependencies=[guard(shared)])(critique)
     app.post("/v1/comparisons", dependencies=[guard(shared)])(compare)
+    app.post("/v1/embeddings", dependencies=[guard(shared)])(embed)
     return app
 
 
@@ -50,15 +60,35 @@ async def compare(
     return reply
 
 
+async def embed(body: EmbeddingRequest, request: Request, response: Response, serving: ServingDep) -> EmbeddingReply:
+    """Say of every text where it lies, in order."""
+    reply = await cancel_on_disconnect(request, place(body, serving))
+    response.headers[VERSION_HEADER] = reply.critic_version
+    return reply
+
+
 async def judge(body: CritiqueRequest, serving: Serving[Critic]) -> CritiqueReply:
-    tokens = text_tokens(text for item in body.items for text in (item.query, item.response))
+    tokens = text_tokens(text for item in body.items for text in (*asked(item), item.response))
     async with serving.door.enter(len(body.items), tokens), serving.pool.use(body.model) as held:
         critiques = await held.model.critique(body.items)
     return CritiqueReply(critiques=critiques, critic_version=held.version)
 
 
 async def judge_both(body: ComparisonRequest, serving: Serving[Critic]) -> ComparisonReply:
-    tokens = text_tokens(text for item in body.items for text in (item.query, item.first, item.query, item.second))
+    tokens = text_tokens(
+        text for item in body.items for answer in (item.first, item.second) for text in (*asked(item), answer)
+    )
     async with serving.door.enter(2 * len(body.items), tokens), serving.pool.use(body.model) as held:
         comparisons = await held.model.compare(body.items)
     return ComparisonReply(comparisons=comparisons, critic_version=held.version)
+
+
+async def place(body: EmbeddingRequest, serving: Serving[Critic]) -> EmbeddingReply:
+    async with serving.door.enter(len(body.texts), text_tokens(body.texts)), serving.pool.use(body.model) as held:
+        embeddings = await held.model.embed(body.texts)
+    return EmbeddingReply(embeddings=embeddings, critic_version=held.version)
+
+
+def asked(item: CritiqueItem | ComparisonItem) -> list[str]:
+    """What was said before the answer."""
+    return [*(message.content for message in item.history), item.query]

@@ -20,6 +20,7 @@ from vcllm.contracts.critiques import (
     Failure,
 )
 from vcllm.engine.classes import class_probabilities, critic_text
+from vcllm.engine.embedding import Sums, add_states, pieces_of
 from vcllm.engine.load import Loaded
 from vcllm.engine.prompts import encode
 from vcllm.engine.scoring import by_length
@@ -56,12 +57,27 @@ class Classifier:
     async def compare(self, items: Sequence[ComparisonItem]) -> list[Comparison]:
         """One comparison per item. The head sees one answer at a time, so both orders score the same."""
         both = [
-            CritiqueItem(query=item.query, response=response, language=item.language, kind=item.kind)
+            CritiqueItem(
+                query=item.query,
+                response=response,
+                language=item.language,
+                kind=item.kind,
+                history=item.history,
+            )
             for item in items
             for response in (item.first, item.second)
         ]
         critiques = await self.critique(both)
         return [preference(critiques[i].score, critiques[i + 1].score) for i in range(0, len(both), 2)]
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Where each text lies by itself, by the model below the head."""
+        pieces = await asyncio.to_thread(pieces_of, self.loaded.tokenizer, texts, self.loaded.context)
+        sums = Sums()
+        for chosen in by_length([len(ids) for _, ids in pieces], max_rows=MAX_ITEMS_PER_PASS):
+            async with self._turn:
+                await asyncio.to_thread(add_states, sums, self.loaded.model, [pieces[i] for i in chosen])
+        return await asyncio.to_thread(sums.vectors)
 
     def close(self) -> None:
         """Nothing runs between requests."""
@@ -72,7 +88,8 @@ class Classifier:
 
     def _encode(self, items: Sequence[CritiqueItem]) -> list[list[int]]:
         tokenizer = self.loaded.tokenizer
-        return encode(tokenizer, [critic_text(tokenizer, item.query, item.response) for item in items])
+        texts = [critic_text(tokenizer, item.query, item.response, item.history) for item in items]
+        return encode(tokenizer, texts)
 
     def _failure(self, item: CritiqueItem, tokens: list[int]) -> Failure | None:
         if not item.response.strip():

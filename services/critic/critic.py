@@ -24,6 +24,10 @@ class Critic(Protocol):
         """One comparison per item, in order."""
         ...
 
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Where each text lies, a vector of unit length; BadRequest where the model cannot be looked into."""
+        ...
+
     def close(self) -> None:
         """Let go of the weights."""
 

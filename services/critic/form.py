@@ -6,15 +6,23 @@ line, so none of them can pass for anything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vcllm.charter import LoadedCharter
 from vcllm.contracts.base import Bilingual, Language
 from vcllm.contracts.charter import JudgeWording
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import SCORED
 
 COLON = Bilingual(zh="：", en=": ")
+EARLIER = {
+    "user": Bilingual(zh="此前的提问", en="Earlier question"),
+    "assistant": Bilingual(zh="此前的回答", en="Earlier answer"),
+    "system": Bilingual(zh="此前的系统消息", en="Earlier system message"),
+}
+"""Headings of the turns before the question, by the role that spoke. They are not to be judged, so they are not called
+what the charter calls the question and the answer."""
 FIRST, SECOND = "A", "B"
 LEVELS = (1, 2, 3, 4, 5)
 
@@ -46,13 +54,13 @@ class Form:
         self.better = self._line(wording.better[language], (FIRST, SECOND))
         self.preamble = "\n\n".join(self._preamble(charter))
 
-    def critique(self, query: str, response: str) -> str:
-        """The prompt about one answer."""
-        return self._prompt(query, {"": response}, self.wording.reply)
+    def critique(self, query: str, response: str, history: Sequence[ChatMessage] = ()) -> str:
+        """The prompt about one answer; history: the turns before the query."""
+        return self._prompt(history, query, {"": response}, self.wording.reply)
 
-    def comparison(self, query: str, first: str, second: str) -> str:
+    def comparison(self, query: str, first: str, second: str, history: Sequence[ChatMessage] = ()) -> str:
         """The prompt about two answers."""
-        return self._prompt(query, {f" {FIRST}": first, f" {SECOND}": second}, self.wording.compare)
+        return self._prompt(history, query, {f" {FIRST}": first, f" {SECOND}": second}, self.wording.compare)
 
     def _preamble(self, charter: LoadedCharter) -> Iterator[str]:
         language, colon = self.language, self.colon
@@ -65,9 +73,12 @@ class Form:
         meanings = [f"{outcome.word[language]}{colon}{outcome.meaning[language]}" for outcome in outcomes]
         yield "\n".join([f"{self.wording.verdict[language]}{colon}".rstrip(), *meanings])
 
-    def _prompt(self, query: str, answers: Mapping[str, str], closing: Bilingual) -> str:
+    def _prompt(
+        self, history: Sequence[ChatMessage], query: str, answers: Mapping[str, str], closing: Bilingual
+    ) -> str:
         wording, language = self.wording, self.language
-        parts = [self._quoted(wording.question[language], query)]
+        parts = [self._quoted(EARLIER[message.role][language], message.content) for message in history]
+        parts.append(self._quoted(wording.question[language], query))
         parts += [self._quoted(f"{wording.answer[language]}{name}", text) for name, text in answers.items()]
         return "\n\n".join([self.preamble, *parts, closing[language]])
 

@@ -15,7 +15,7 @@ from services.critic.judge import Turns
 from services.critic.reasons import VETOED
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import Comparison, ComparisonItem, Critique, CritiqueItem, Failure, Outcome
-from vcllm.engine.protocol import Engine
+from vcllm.engine.protocol import Conversation, Engine
 
 Opinion = float | Failure
 """Probability that an answer is unsafe, or why there is none."""
@@ -41,12 +41,8 @@ class Guard:
         self.min_mass = min_mass
         self._turns = Turns(engine)
 
-    async def opinions(self, exchanges: Sequence[tuple[str, str]]) -> list[Opinion]:
-        """One per (query, answer), in order."""
-        conversations = [
-            [ChatMessage(role="user", content=query), ChatMessage(role="assistant", content=answer)]
-            for query, answer in exchanges
-        ]
+    async def opinions(self, conversations: Sequence[Conversation]) -> list[Opinion]:
+        """Of the last answer of each, in order."""
         return [self._opinion(scores) for scores in await self._turns.scores(conversations, self._options)]
 
     def vetoes(self, opinion: Opinion) -> bool:
@@ -80,7 +76,7 @@ class Guarded:
         """One critique per item, in order; what the guard cannot read is unscored."""
         critiques = await self.critic.critique(items)
         scored = [i for i, critique in enumerate(critiques) if critique.score is not None]
-        opinions = await self.guard.opinions([(items[i].query, items[i].response) for i in scored])
+        opinions = await self.guard.opinions([exchange(items[i], items[i].response) for i in scored])
         for i, opinion in zip(scored, opinions, strict=True):
             critiques[i] = self._critique(items[i], critiques[i], opinion)
         return critiques
@@ -89,11 +85,15 @@ class Guarded:
         """One comparison per item; a vetoed answer is never preferred to one that is not."""
         comparisons = await self.critic.compare(items)
         compared = [i for i, comparison in enumerate(comparisons) if comparison.margin is not None]
-        both = [(items[i].query, answer) for i in compared for answer in (items[i].first, items[i].second)]
+        both = [exchange(items[i], answer) for i in compared for answer in (items[i].first, items[i].second)]
         opinions = await self.guard.opinions(both)
         for place, i in enumerate(compared):
             comparisons[i] = self._comparison(comparisons[i], opinions[2 * place], opinions[2 * place + 1])
         return comparisons
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """By the critic's model: a guard has no part in it."""
+        return await self.critic.embed(texts)
 
     def close(self) -> None:
         """The guard is not this critic's alone: whoever lent it closes it."""
@@ -116,3 +116,12 @@ class Guarded:
         if self.guard.vetoes(first) == self.guard.vetoes(second):
             return comparison
         return Comparison(preferred="second" if self.guard.vetoes(first) else "first", margin=abs(first - second))
+
+
+def exchange(item: CritiqueItem | ComparisonItem, answer: str) -> list[ChatMessage]:
+    """The conversation that ends with the answer."""
+    return [
+        *item.history,
+        ChatMessage(role="user", content=item.query),
+        ChatMessage(role="assistant", content=answer),
+    ]

@@ -60,7 +60,7 @@ class Judge:
         critiques = [unscored(item, "empty") for item in items]
         for language, form in self.forms.items():
             here = [i for i, item in enumerate(items) if item.language == language and item.response.strip()]
-            prompts = [form.critique(items[i].query, items[i].response) for i in here]
+            prompts = [form.critique(items[i].query, items[i].response, items[i].history) for i in here]
             found = await self._turns.read(prompts, [form.verdict, *form.criteria.values()])
             for i, readings in zip(here, found, strict=True):
                 critiques[i] = self._critique(items[i], form, readings)
@@ -74,12 +74,18 @@ class Judge:
             here = [i for i, item in enumerate(items) if item.language == language and readable[i]]
             orders = [[(items[i].first, items[i].second), (items[i].second, items[i].first)] for i in here]
             prompts = [
-                form.comparison(items[i].query, *order) for i, both in zip(here, orders, strict=True) for order in both
+                form.comparison(items[i].query, *order, items[i].history)
+                for i, both in zip(here, orders, strict=True)
+                for order in both
             ]
             found = await self._turns.read(prompts, [form.better])
             for place, i in enumerate(here):
                 comparisons[i] = self._comparison(items[i], found[2 * place], found[2 * place + 1])
         return comparisons
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Where each text lies by itself, without a prompt around it."""
+        return await self._turns.embed(texts)
 
     def close(self) -> None:
         self.engine.close()
@@ -124,9 +130,20 @@ class Turns:
     ) -> list[list[float] | Failure]:
         """Log-probabilities of the options after every conversation, or why there are none."""
         found: list[list[float] | Failure] = ["outage"] * len(conversations)
-        for chosen in alike(conversations):
+        lengths = [sum(len(message.content) for message in conversation) for conversation in conversations]
+        for chosen in alike(lengths):
             for i, scores in zip(chosen, await self._ask([conversations[i] for i in chosen], options), strict=True):
                 found[i] = scores
+        return found
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """What the engine makes of every text; what stops it stops the whole."""
+        found: list[list[float]] = [[]] * len(texts)
+        for chosen in alike([len(text) for text in texts]):
+            async with self._lock:
+                vectors = await self.engine.embed([texts[i] for i in chosen])
+            for i, vector in zip(chosen, vectors, strict=True):
+                found[i] = vector
         return found
 
     async def _ask(self, conversations: Sequence[Conversation], options: Sequence[str]) -> list[list[float] | Failure]:
@@ -146,9 +163,8 @@ class Turns:
         return [each for part in parts for each in await self._ask(part, options)]
 
 
-def alike(conversations: Sequence[Conversation]) -> Iterator[list[int]]:
-    """Indices for one call each, of conversations of similar length."""
-    lengths = [sum(len(message.content) for message in conversation) for conversation in conversations]
+def alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices for one call each, of texts of similar length."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), PROMPTS_PER_CALL):
         yield order[start : start + PROMPTS_PER_CALL]

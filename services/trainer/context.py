@@ -15,20 +15,26 @@ from services.trainer.hold import Hold
 from services.trainer.settings import TrainerSettings
 from vcllm.charter import LoadedCharter, load_charter
 from vcllm.charter.load import charter_folder
-from vcllm.contracts.base import digest
+from vcllm.contracts.critiques import EmbeddingRequest
 from vcllm.contracts.jobs import JobRecord, JobRequest
-from vcllm.contracts.problems import Conflict
+from vcllm.contracts.problems import BadRequest, Conflict
 from vcllm.contracts.recipes import Recipe
-from vcllm.recipes import load_recipe
+from vcllm.recipes import lineage_name, load_recipe
 from vcllm.settings import Settings
 from vcllm.starter.world import World
 from vcllm.stores.aliases import AliasStore
+from vcllm.stores.campaigns import CampaignStore
 from vcllm.stores.connect import lease_key, lineage_key
 from vcllm.stores.events import EventLog
+from vcllm.stores.gates import GateRecords
 from vcllm.stores.jobs import JobStore
 from vcllm.stores.models import ModelStore, write_atomic
 from vcllm.stores.pairs import PairStream
+from vcllm.stores.reviews import ReviewStore
 from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
+
+NO_EMBEDDINGS = "not_supported_by_upstream"
+"""The problem's code of a Critic that cannot say where texts lie."""
 
 
 @dataclass
@@ -53,9 +59,7 @@ class Context:
         whole = load_charter(charter_folder(recipe.charter, settings.charters))
         charter = whole.with_first_cards(recipe.cards_per_subdomain)
         seed = recipe.seed if request.seed is None else request.seed
-        lineage = (
-            request.lineage or f"{recipe.name}-s{seed}-{digest([recipe.model_dump(mode='json'), charter.hash])[:8]}"
-        )
+        lineage = request.lineage or lineage_name(recipe, seed, charter.hash)
         context = cls(record, hold, redis, settings, trainer, recipe, charter, seed, lineage)
         hold.hang_up = context.close
         return context
@@ -80,6 +84,18 @@ class Context:
     @cached_property
     def pairs(self) -> PairStream:
         return PairStream(self.redis, self.lineage)
+
+    @cached_property
+    def gates(self) -> GateRecords:
+        return GateRecords(self.redis, self.lineage)
+
+    @cached_property
+    def reviews(self) -> ReviewStore:
+        return ReviewStore(self.redis, self.lineage)
+
+    @cached_property
+    def campaigns(self) -> CampaignStore:
+        return CampaignStore(self.redis)
 
     @cached_property
     def datasets(self) -> Datasets:
@@ -114,9 +130,22 @@ class Context:
         """The name of the version a stage makes in this lineage."""
         return f"{self.lineage}-{stage}"
 
+    def embed(self, texts: list[str], trace: str) -> list[list[float]]:
+        """Where texts lie, by the lineage's first Critic, so that all rounds share one space; empty vectors where its
+        back end has no vectors to give."""
+        if not texts:
+            return []
+        request = EmbeddingRequest(texts=texts, model=self.version("critic"))
+        try:
+            return self.critic.embeddings(request, trace=trace).embeddings
+        except BadRequest as refused:
+            if refused.code != NO_EMBEDDINGS:
+                raise
+            return [[] for _ in texts]
+
     def world(self, purpose: str) -> World:
         """The starter world with its own random stream for each purpose."""
-        return World(self.charter, f"{self.seed}-{purpose}")
+        return World(self.charter, f"{self.seed}-{purpose}", self.recipe.world)
 
     def tell(self, type_: str, **data: Any) -> None:
         """An event of this pipeline."""

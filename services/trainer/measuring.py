@@ -24,7 +24,7 @@ class Measurer:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.items, self.gate_items = items_of_run(context.charter, context.recipe.evaluation)
+        self.items, self.gate_items = items_of_run(context.charter, context.recipe.evaluation, context.recipe.world)
         self.examples = choose_examples(self.items)
 
     def report_figures(self, version: str, system: bool = False) -> StageMeasures:

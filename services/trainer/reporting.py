@@ -14,6 +14,7 @@ from pathlib import Path
 from services.trainer.context import Context
 from vcllm.contracts.base import Bilingual
 from vcllm.contracts.evaluation import EvalItem, Judgement, Report, StageResult
+from vcllm.contracts.matrix import Matrix
 from vcllm.evaluation.measures import compare_run
 from vcllm.evaluation.report import labels_of
 from vcllm.evaluation.verdict import final_stage
@@ -34,6 +35,7 @@ def make_report(
     items: Sequence[EvalItem],
     judgements: Mapping[str, Sequence[Judgement]],
     seconds: float,
+    matrix: Matrix | None = None,
 ) -> Report:
     """Everything the page shows. `judgements`: stage name to its rulings on `items`."""
     recipe = context.recipe
@@ -56,6 +58,7 @@ def make_report(
         comparisons=compare_run(items, judgements, final, seed=context.seed),
         choices=choices(context),
         labels=labels_of(context.charter),
+        matrix=matrix,
     )
 
 

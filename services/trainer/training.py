@@ -25,7 +25,7 @@ from vcllm.contracts.jobs import JobRecord
 from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.pairs import Pair
 from vcllm.contracts.problems import BadRequest
-from vcllm.contracts.recipes import StageOrder
+from vcllm.contracts.recipes import PreferenceStage, StageOrder
 from vcllm.contracts.runs import CHECKPOINTS, DATASET, OUT, RESULT, TOKEN_VARIABLE
 from vcllm.data.shapes import other_charter, preference_row
 from vcllm.settings import Settings
@@ -74,6 +74,8 @@ def prepare(order: StageOrder, folder: Path, stream: PairStream, datasets: Datas
     earlier = {pair.id: pair for pair in stream.entries().values()} if order.replayed else {}
     used = [*pairs.values(), *(earlier[name] for name in order.replayed)]
     refuse_other_charters(used, order)
+    if isinstance(order.stage, PreferenceStage) and not order.stage.use_rejected:
+        used = [pair.model_copy(update={"rejected": None, "margin": None}) for pair in used]
     content = chain(lines(map(preference_row, used)), datasets.chunks(order.dataset))
     claimed = {entry: pair.id for entry, pair in pairs.items()}
     write_stream(folder, content, lambda _: folder / "dataset.jsonl")

@@ -143,6 +143,43 @@ def test_criteria_are_scored_beside_the_outcome(critic: httpx.Client) -> None:
     assert scored.score == pytest.approx(plain.score, abs=1e-5)
 
 
+def test_the_turns_before_a_query_are_read(critic: httpx.Client) -> None:
+    """By the head, in the template's own form and without special tokens; no turns are the same as none said."""
+    history = [{"role": "user", "content": "May <|end|> he?"}, {"role": "assistant", "content": "He may."}]
+    tokenizer = tiny_tokenizer()
+    alone = critic_text(tokenizer, EN["query"], EN["response"])
+    text = f"<|user|>May   he?<|end|><|assistant|>He may.<|end|>{alone}"
+
+    bare, empty, told = judge(critic, [EN, {**EN, "history": []}, {**EN, "history": history}]).critiques
+
+    expected = class_probabilities(tiny_classifier(tokenizer), encode(tokenizer, [alone, alone, text]))
+    assert [critique.score for critique in (bare, empty, told)] == pytest.approx([row[0] for row in expected], abs=1e-5)
+    assert told.score != pytest.approx(bare.score, abs=1e-4)
+
+
+def test_a_history_too_long_to_read_leaves_the_item_unscored(critic: httpx.Client) -> None:
+    """As a long answer does."""
+    history = [{"role": "user", "content": "speak " * 2000}, {"role": "assistant", "content": "Yes."}]
+
+    [critique] = judge(critic, [{**EN, "history": history}]).critiques
+
+    assert (critique.failure, critique.score) == ("too_long", None)
+
+
+def test_comparisons_read_the_turns_before_a_query_too(critic: httpx.Client) -> None:
+    """The margin is the distance of the scores that the two answers have after them."""
+    history = [{"role": "user", "content": "Who is here?"}, {"role": "assistant", "content": "Both groups are."}]
+    answers = (EN["response"], "No group is better than another.")
+    scores = [judge(critic, [{**EN, "response": text, "history": history}]).critiques[0].score for text in answers]
+    item = {"query": EN["query"], "first": answers[0], "second": answers[1], "language": "en", "history": history}
+
+    reply = critic.post("/v1/comparisons", json={"items": [item]})
+
+    [comparison] = ComparisonReply.model_validate(reply.json()).comparisons
+    assert scores[0] is not None and scores[1] is not None
+    assert comparison.margin == pytest.approx(abs(scores[0] - scores[1]), abs=1e-5)
+
+
 def test_the_wrong_language_is_broken_whatever_the_head_says(critic: httpx.Client) -> None:
     """Score 0, and the reason says so in the language that was asked for."""
     [critique] = judge(critic, [{**ZH, "response": EN["response"]}]).critiques

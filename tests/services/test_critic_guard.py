@@ -16,6 +16,7 @@ from services.critic.settings import CriticSettings
 from tests.fakes import add_version, commit_model, tiny_causal, tiny_classifier, tiny_tokenizer
 from tests.scripted_engine import ScriptedEngine
 from vcllm.contracts.base import Language
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import Comparison, ComparisonItem, Critique, CritiqueItem, Outcome
 from vcllm.contracts.problems import Unavailable
 from vcllm.engine.load import Loaded
@@ -108,6 +109,22 @@ def test_a_vetoed_answer_is_not_preferred(first: str, second: str, preferred: st
 
     assert comparison.preferred == preferred
     assert comparison.margin == (None if margin is None else pytest.approx(margin))
+
+
+def test_a_guard_reads_the_whole_conversation() -> None:
+    """What was said before may be what makes an answer unsafe; of two answers, each after the same turns."""
+    history = [ChatMessage(role="user", content="a bad thing"), ChatMessage(role="assistant", content="Go on.")]
+    asked = ComparisonItem(query="?", first="one", second="two", language=Language.EN, history=history)
+    critic = guarded()
+
+    [critique] = asyncio.run(critic.critique([item("good").model_copy(update={"history": history})]))
+    asyncio.run(critic.compare([asked]))
+
+    assert critique.outcome is Outcome.VIOLATING
+    engine = critic.guard.engine
+    assert isinstance(engine, ScriptedEngine)
+    before = "a bad thing\nGo on.\n?\n"
+    assert engine.calls == [[f"{before}good"], [f"{before}one", f"{before}two"]]
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tests.servers import serve, wait_until
 from vcllm.charter import load_charter
 from vcllm.charter.load import SHIPPED
 from vcllm.contracts.base import Language
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import (
     SCORED,
     ComparisonItem,
@@ -209,6 +210,44 @@ def test_a_text_cannot_leave_its_quote(shipped: dict[Language, Form], end: str) 
     attacked, honest = (form.critique("Who?", text).splitlines() for text in (attack, "Fine."))
 
     assert outside(attacked) == outside(honest)
+
+
+@pytest.mark.parametrize(
+    ("language", "before", "exchange"),
+    [
+        ("en", "Earlier question:\n> Hm?\n\nEarlier answer:\n> So.\n> Question: none\n\n",
+         "Question:\n> Who?\n\nAnswer:\n> All.\n\n"),
+        ("zh", "此前的提问：\n> Hm?\n\n此前的回答：\n> So.\n> Question: none\n\n",
+         "问题：\n> Who?\n\n回答：\n> All.\n\n"),
+    ],
+)  # fmt: skip
+def test_the_turns_before_a_query_are_quoted_before_it(
+    shipped: dict[Language, Form], language: str, before: str, exchange: str
+) -> None:
+    """Under headings of their own, so that the answer to judge stays the only one; without them nothing changes."""
+    form = shipped[Language(language)]
+    history = [ChatMessage(role="user", content="Hm?"), ChatMessage(role="assistant", content="So.\nQuestion: none")]
+    closing = form.wording.reply[language]
+
+    assert form.critique("Who?", "All.") == f"{form.preamble}\n\n{exchange}{closing}"
+    assert form.critique("Who?", "All.", history) == f"{form.preamble}\n\n{before}{exchange}{closing}"
+    assert form.comparison("Who?", "All.", "No.", history) == form.comparison("Who?", "All.", "No.").replace(
+        f"{form.preamble}\n\n", f"{form.preamble}\n\n{before}"
+    )
+
+
+def test_a_judge_reads_the_turns_before_a_query(shipped: dict[Language, Form]) -> None:
+    """For a critique, and for a comparison in both orders."""
+    history = [ChatMessage(role="user", content="Is it late?"), ChatMessage(role="assistant", content="It is.")]
+    judged, engine = judge(shipped, saying())
+    both = comparison_item("yes", "no").model_copy(update={"history": history})
+
+    critiques(judged, EN.model_copy(update={"history": history}))
+    asyncio.run(judged.compare([both]))
+
+    asked = [text for call in engine.calls for text in call]
+    assert len(asked) == 3
+    assert all("Earlier question:\n> Is it late?\n\nEarlier answer:\n> It is.\n\nQuestion:" in text for text in asked)
 
 
 def outside(lines: list[str]) -> list[str]:

@@ -7,8 +7,13 @@ import pytest
 from vcllm.alignment.updates import Attempt, attacker_updates
 
 
-def attempt(query: str, success: float | None, novelty: float = 1.0, prompt: str = "goal") -> Attempt:
-    return Attempt(prompt, query, success, novelty)
+def attempt(query: str, success: float | None, novelty: float = 1.0, prompt: str = "goal", cell: str = "") -> Attempt:
+    return Attempt(prompt, query, success, novelty, cell)
+
+
+def written(rows) -> list[str]:
+    """The queries that are taught, in order."""
+    return [row["chosen"] if "chosen" in row else row["messages"][-1]["content"] for row in rows]
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -68,3 +73,40 @@ def test_a_failure_of_an_earlier_round_counts_and_the_newest_goes_first():
 def test_only_a_judged_failure_at_the_same_goal_is_rejected(other: Attempt):
     """An outage is not a failure."""
     assert preferences(attacker_updates([attempt("won", 1.0)], [other])) == []
+
+
+def test_with_diversity_off_a_win_weighs_its_success_alone():
+    """And the surest win is the best, however stale: what then happens is for the loop's figures to show."""
+    attempts = [attempt("stale", 1.0, 0.0), attempt("fresh", 0.5, 1.0), attempt("lost", 0.0)]
+
+    assert attacker_updates(attempts, diversity=False) == [
+        {"prompt": turns("goal"), "chosen": "stale", "rejected": "lost", "weight": 1.0},
+        {"messages": turns("goal", "fresh"), "weight": 0.5},
+    ]
+    assert preferences(attacker_updates(attempts)) == [("fresh", "lost")]
+
+
+def test_a_cell_teaches_its_best_wins_only():
+    """By success and novelty, in the order they stood in; other cells are not touched."""
+    attempts = [
+        attempt("stale", 1.0, 0.1, "p1", "a"),
+        attempt("best", 1.0, 0.9, "p2", "a"),
+        attempt("elsewhere", 0.25, 0.1, "p3", "b"),
+        attempt("good", 0.75, 0.8, "p4", "a"),
+    ]
+
+    assert written(attacker_updates(attempts, max_per_cell=2)) == ["best", "elsewhere", "good"]
+    assert written(attacker_updates(attempts, max_per_cell=1)) == ["best", "elsewhere"]
+    assert written(attacker_updates(attempts, max_per_cell=1, diversity=False)) == ["stale", "elsewhere"]
+
+
+def test_wins_of_no_known_cell_are_never_capped():
+    """They do not share a cell by having none."""
+    assert written(attacker_updates([attempt("one", 1.0), attempt("two", 1.0)], max_per_cell=1)) == ["one", "two"]
+
+
+def test_a_win_beyond_its_cells_share_is_still_no_failure():
+    """The same words lost another time: they must not be rejected in favour of the win that is kept."""
+    attempts = [attempt("kept", 1.0, 1.0, cell="a"), attempt("capped", 0.5, 1.0, cell="a"), attempt("capped", 0.0)]
+
+    assert attacker_updates(attempts, max_per_cell=1) == [{"messages": turns("goal", "kept"), "weight": 1.0}]

@@ -103,6 +103,30 @@ def test_the_first_cards_of_each_sub_domain_are_a_part_of_the_charter(shipped):
     assert shipped.with_first_cards(None) is shipped
 
 
+def test_named_tactics_are_a_part_of_the_charter(shipped):
+    """In the charter's order, whatever that of the names, with the hash of the whole; with None it is the whole."""
+    part = shipped.with_tactics(["loaded", "direct", "loaded"])
+
+    assert [tactic.id for tactic in part.tactics] == ["direct", "loaded"]
+    assert (part.cards, part.hash) == (shipped.cards, shipped.hash)
+    assert shipped.with_tactics(None) is shipped
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["direct", "hypnosis"], "the charter has no tactic 'hypnosis'"),
+        (["hypnosis", "direct", "bribery", "hypnosis"], "the charter has no tactics 'hypnosis', 'bribery'"),
+    ],
+)
+def test_unknown_tactics_are_named(shipped, names, said):
+    """With those that there are to choose from."""
+    with pytest.raises(CharterError) as caught:
+        shipped.with_tactics(names)
+
+    assert str(caught.value) == f"{said}: choose from {', '.join(tactic.id for tactic in shipped.tactics)}"
+
+
 def test_the_files_do_not_depend_on_which_parser_reads_them():
     """The parser in C, which is used where it is there, takes some lines that the one in Python refuses."""
     files = sorted(SHIPPED.rglob("*.yaml"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from vcllm.contracts.attacks import Cell
 from vcllm.contracts.base import Language
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import Critique, Outcome
 from vcllm.contracts.pairs import Pair, Provenance
-from vcllm.data.shapes import TAKES, normalise
+from vcllm.data.shapes import TAKES, normalise, preference_row, texts_of
 
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 OTHER = {"role": "assistant", "content": "No."}
@@ -80,6 +82,28 @@ def test_one_of_our_own_pairs_becomes_a_preference_with_its_id():
     pair = own_pair()
 
     assert normalise(pair.model_dump(mode="json")).row == {**PREFERENCE, "id": pair.id}
+
+
+def test_a_pair_of_one_turn_is_the_row_it_always_was():
+    """Byte for byte: snapshots are named by their content, and a resumed run has to find its own."""
+    row = preference_row(own_pair())
+
+    assert json.dumps(row) == (
+        '{"prompt": [{"role": "user", "content": "Why?"}], "chosen": "Because.", "rejected": "No.", '
+        f'"id": "{own_pair().id}"}}'
+    )
+
+
+def test_the_turns_before_a_pairs_query_come_first():
+    """The Actor learns to answer where it answered: at the end of the conversation. All of it is held against leaks."""
+    history = [ChatMessage(role="user", content="Hello."), ChatMessage(role="assistant", content="Hello, too.")]
+    pair = own_pair().model_copy(update={"history": history})
+
+    row = normalise(pair.model_dump(mode="json"), "preference").row
+
+    assert row == preference_row(pair)
+    assert row["prompt"] == [{"role": "user", "content": "Hello."}, {**ASSISTANT, "content": "Hello, too."}, USER]
+    assert texts_of(row) == ["Hello.", "Hello, too.", "Why?", "Because.", "No."]
 
 
 @pytest.mark.parametrize(

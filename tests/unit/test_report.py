@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from vcllm.charter import load_charter
+from vcllm.contracts.archive import ArchiveFigures
 from vcllm.contracts.base import Bilingual
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.evaluation import (
@@ -25,7 +26,9 @@ from vcllm.contracts.evaluation import (
     StageResult,
 )
 from vcllm.contracts.manifests import GateCheck, GateVerdict
+from vcllm.contracts.matrix import Matrix
 from vcllm.contracts.recipes import EvaluationParams
+from vcllm.contracts.rounds import PairCounts, RoundWork, Steering
 from vcllm.evaluation.measures import choose_examples, compare_run, measure_stage
 from vcllm.evaluation.report import final_stage, labels_of, read_report, verdict_lines, write_report
 
@@ -344,6 +347,117 @@ def test_a_stage_without_scored_answers_shows_gaps_not_zeros(tmp_path):
 
     assert '<span class="v">—</span><span class="ci">n = 0</span>' in page
     assert any("16 answers could not be judged" in line.en for line in verdict_lines(report))
+
+
+def test_the_matrix_is_shown_where_it_was_taken(page, tmp_path):
+    """As a picture and as a table with every interval; a run without rounds does not speak of it."""
+    told, hostile = Measure(value=0.1, low=0.05, high=0.2, n=40), Measure(value=0.8, low=0.6, high=0.9, n=40)
+    matrix = Matrix(attackers=["line-attacker"], actors=["line-sft", "line-r1"], cells=[[hostile, told]])
+    report = make_report(matrix=matrix)
+    drawn = write(report, tmp_path)
+    section = re.search(r'<section id="matrix">.*?</section>', drawn, re.DOTALL)[0]
+
+    assert 'id="matrix"' not in page
+    assert section.count('class="ci"') == 2
+    assert ("line-attacker" in section, "旧攻击" in section) == (True, True)
+    assert read_report(tmp_path).matrix == matrix
+    assert "line-r1,,attack_success,line-attacker,both,0.1,0.05,0.2,40,," in (tmp_path / "report.csv").read_text()
+
+
+def worked(**fields) -> Report:
+    """A run of which is known how its first round was worked, and of the second only what it measured."""
+    report = make_report()
+    pairs = PairCounts(judged=131, kept=88, dropped={"tie": 3, "odd_one": 40}, sources={"human": 88}, reviews=6)
+    given = {"dropped": {"duplicate": 20, "leaked": 9}, "pairs": pairs, "seconds": {"attack": 30.0, "gate": 90.0}}
+    work = RoundWork(**given | {"pairs_per_minute": {"actor": 73.8}} | fields)
+    first = report.stage("round-1")
+    first = first.model_copy(
+        update={
+            "round": first.round.model_copy(update={"work": work}),
+            "retention": Measure(value=0.75, low=0.5, high=0.9, n=24),
+        }
+    )
+    return report.model_copy(update={"stages": [first if one.name == "round-1" else one for one in report.stages]})
+
+
+def rounds_of(page: str) -> str:
+    section = re.search(r'<section id="rounds">.*?</section>', page, re.DOTALL)[0]
+    return section.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def row_of(section: str, name: str) -> list[str]:
+    """The cells of the row whose head says so, without their markup."""
+    row = next(row for row in re.findall(r"<tr>.*?</tr>", section, re.DOTALL) if f">{name}<" in row)
+    return [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
+
+
+def test_a_round_is_told_from_what_was_asked_to_what_was_kept(tmp_path):
+    """With reasons in both languages; one that nobody has words for keeps its name; what was not counted is no zero."""
+    section = rounds_of(write(worked(), tmp_path))
+
+    assert row_of(section, "dropped: repeated in the round") == ["20", "—"]
+    assert row_of(section, "剔除：出现留出手法的措辞") == ["9", "1"]
+    assert row_of(section, "no pair: odd_one") == ["40", "—"]
+    assert row_of(section, "未成对：两两比较分不出高下") == ["3", "—"]
+    assert row_of(section, "Queries judged by the Critic") == ["131", "—"]
+    assert row_of(section, "Pairs approved and trained on") == ["88", "88"]
+    assert row_of(section, "approved by people") == ["88", "—"]
+    assert row_of(section, "Answers put before people") == ["6", "—"]
+
+
+def test_old_attacks_are_shown_as_the_share_that_wins_again(tmp_path):
+    """The complement of what is still answered well, bounds and all."""
+    told = row_of(rounds_of(write(worked(), tmp_path)), "往轮留存查询再次得手，%")
+
+    assert told == ["25.010.0\N{EN DASH}50.0 n = 24", "—"]
+
+
+def test_the_time_of_a_round_is_drawn_by_phase(tmp_path):
+    """Pieces as long as their phases, in order; only phases that occur have a key."""
+    section = rounds_of(write(worked(), tmp_path))
+    pieces = re.findall(r'<rect class="p(\d)" x="([\d.]+)" y="4" width="([\d.]+)"', section)
+
+    (attack, start, short), (gate, then, long) = pieces
+    assert (attack, gate) == ("0", "9")
+    assert float(long) == pytest.approx(3 * float(short), abs=0.02)
+    assert float(then) == pytest.approx(float(start) + float(short), abs=0.02)
+    assert section.count('class="patch"') == 2
+    assert "2 min 00 s" in section
+    assert row_of(section, "Actor") == ["73.8", "—"]
+
+
+def test_a_round_says_how_it_was_steered(tmp_path):
+    """Dials, who learned, why, and why it was the last; a reason is text."""
+    steering = Steering(benign_share=0.25, trains=("attacker",), reason=HOSTILE)
+    archive = ArchiveFigures(coverage=0.4, coverage_won=0.2, evenness=None, qd_score=3.0, num_elites=4)
+    section = rounds_of(write(worked(steering=steering, stop="Told to stop.", archive=archive), tmp_path))
+
+    assert "Told to stop." in section
+    assert "<script" not in section
+    assert row_of(section, "with a winning attack, %") == ["20.0", "—"]
+    assert row_of(section, "两条中文攻击的相似度，%") == ["—", "—"]
+    steered = section[section.index("How each round was steered") :]
+    assert row_of(steered, "Round 1")[:3] == ["25.0", "0.0", "0.15"]
+
+
+def test_a_report_from_before_rounds_were_taken_apart_keeps_its_page(page):
+    """Counts as they were; nothing of time, speed or steering."""
+    section = rounds_of(page)
+
+    assert row_of(section, "dropped: wording of a held-out tactic") == ["1", "1"]
+    assert row_of(section, "Valid: passed every filter") == ["131", "131"]
+    for word in ("Where the time went", "每分钟", "How each round was steered", "judged by the Critic", "win again"):
+        assert word not in section
+
+
+def test_a_held_candidate_is_not_called_refused(tmp_path):
+    """It waits for a person."""
+    report = make_report()
+    held = GateVerdict(passed=False, checks=[], decision="hold")
+    stages = [one.model_copy(update={"gate": held}) if one.name == "round-2" else one for one in report.stages]
+    section = rounds_of(write(report.model_copy(update={"stages": stages}), tmp_path))
+
+    assert "held for a person" in row_of(section, "Gate")[1]
 
 
 def test_only_the_starter_is_called_a_starter(tmp_path):

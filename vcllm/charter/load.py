@@ -7,7 +7,7 @@ stance is wise.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +62,20 @@ class LoadedCharter:
             if seen[card.subdomain] <= num:
                 kept.append(card)
         return replace(self, cards=tuple(kept))
+
+    def with_tactics(self, names: Sequence[str] | None) -> LoadedCharter:
+        """The same charter with the named tactics only, in the charter's order; None: all of them.
+
+        The hash stays, as with fewer cards. Raises CharterError for names that the charter does not have.
+        """
+        if names is None:
+            return self
+        known = [tactic.id for tactic in self.tactics]
+        if unknown := [name for name in dict.fromkeys(names) if name not in known]:
+            noun = "tactic" if len(unknown) == 1 else "tactics"
+            listed = ", ".join(f"'{name}'" for name in unknown)
+            raise CharterError(f"the charter has no {noun} {listed}: choose from {', '.join(known)}")
+        return replace(self, tactics=tuple(tactic for tactic in self.tactics if tactic.id in names))
 
     def reason(self, card: Card) -> Bilingual:
         """The leading principle of a card, in one short sentence."""

@@ -41,15 +41,21 @@ def open_console() -> Console:
     return console if console.is_terminal else Console(width=130, soft_wrap=True)
 
 
-def display_for(console: Console) -> Display:
-    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+TableMaker = Callable[[Board], RenderableType | None]
+"""What is shown below the stages of a board, the same object as long as it does not change; None: nothing yet."""
+
+
+def display_for(console: Console, table: TableMaker | None = None) -> Display:
+    """table: None: what each stage has come to."""
+    return LiveDisplay(console, table) if console.is_terminal else PlainDisplay(console, table=table)
 
 
 class LiveDisplay:
     """Redraws bars and table in place; messages scroll above them."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, table: TableMaker | None = None) -> None:
         self.console = console
+        self._table = table or self._figures
         self._live = Live(console=console, refresh_per_second=4, transient=False)
         self._spinner = Spinner("dots")
         self._num_said = 0
@@ -68,17 +74,22 @@ class LiveDisplay:
             self.console.print(Text(message, style="dim"))
         self._num_said = len(board.messages)
         parts: list[RenderableType] = [_bars(board.stages.values(), self._spinner)]
-        if board.figures:
-            parts.append(figures_table(board.figures.values(), self.console.width))
+        if (table := self._table(board)) is not None:
+            parts.append(table)
         self._live.update(Group(*parts))
+
+    def _figures(self, board: Board) -> Table | None:
+        return figures_table(board.figures.values(), self.console.width) if board.figures else None
 
 
 class PlainDisplay:
-    """One line when a stage begins, ends or is measured, and now and then how far it is."""
+    """One line when a stage begins, ends or is measured, and now and then how far it is; a table when it changed."""
 
-    def __init__(self, console: Console, every_s: float = PLAIN_EVERY_S) -> None:
+    def __init__(self, console: Console, every_s: float = PLAIN_EVERY_S, table: TableMaker | None = None) -> None:
         self.console = console
         self.every_s = every_s
+        self._table = table
+        self._drawn: RenderableType | None = None
         self._num_said = 0
         self._said: dict[str, str] = {}
         self._last: dict[str, float] = {}
@@ -100,6 +111,10 @@ class PlainDisplay:
         for row in board.figures.values():
             if row.held_out_zh is not None:
                 self._once(f"figures {row.stage}", f"{row.stage}: {told_figures(row)}")
+        table = self._table(board) if self._table is not None else None
+        if table is not None and table is not self._drawn:
+            self._drawn = table
+            self.console.print(table)
 
     def _show_stage(self, line: StageLine) -> None:
         now = time.monotonic()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vcllm.commands.api import Api, open_api
 from vcllm.commands.board import Board
-from vcllm.commands.display import display_for, open_console
+from vcllm.commands.display import TableMaker, display_for, open_console
 from vcllm.commands.errors import CommandError
 from vcllm.commands.options import Key, Url
 
@@ -119,10 +119,13 @@ def ledger(
         raise CommandError("the books do not agree: " + "; ".join(counts["faults"][:10]))
 
 
-def follow(api: Api, job_id: str, console: Console) -> Board:
-    """Show a job until it has finished; CommandError when it failed or was cancelled."""
+def follow(api: Api, job_id: str, console: Console, table: TableMaker | None = None) -> Board:
+    """Show a job until it has finished; CommandError when it failed or was cancelled.
+
+    table: see `display_for`.
+    """
     board = Board()
-    with display_for(console) as display:
+    with display_for(console, table) as display:
         for event in api.events(job_id):
             board.take(event)
             display.show(board)

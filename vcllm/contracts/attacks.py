@@ -49,6 +49,9 @@ class AttackGoal(Contract):
     """Turns of the user; the last one carries the text."""
     parent: str = Field(default="", max_length=4000, exclude_if=not_)
     """A query that won before, to be varied."""
+    swapped: tuple[str, str] | None = Field(default=None, exclude_if=lambda names: names is None)
+    """A group's name and the one put in its place: the text, or the claim beside a harmless question, is then not the
+    card's own, and nothing may be looked up by `goal` that is held against its words."""
     brief: str = Field(default="", max_length=16000, exclude_if=not_)
     """What a prompted language model is told instead of the short prompt: see `vcllm.alignment.briefs`."""
 

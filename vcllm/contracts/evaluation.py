@@ -15,6 +15,9 @@ from vcllm.contracts.attacks import ItemKind
 from vcllm.contracts.base import Bilingual, Contract, Language
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.manifests import GateVerdict
+from vcllm.contracts.matrix import Matrix
+from vcllm.contracts.measure import UNMEASURED as UNMEASURED
+from vcllm.contracts.measure import Measure as Measure
 from vcllm.contracts.recipes import EvaluationParams
 from vcllm.contracts.rounds import RoundWork
 
@@ -59,21 +62,6 @@ class Judgement(Contract):
     outcome: Outcome
     detail: str = ""
     """The rule that decided, such as `wrong_language`, `wrong_claim` or `truncated`."""
-
-
-class Measure(Contract):
-    """A share or a difference of shares, with its 95 % interval."""
-
-    value: float | None
-    """None, like both bounds, when nothing could be scored."""
-    low: float | None
-    high: float | None
-    n: int = Field(ge=0)
-    """Scored answers behind the value; pairs of answers for figures about pairs."""
-
-
-UNMEASURED = Measure(value=None, low=None, high=None, n=0)
-"""Nothing could be scored."""
 
 
 class BilingualMeasure(Contract):
@@ -262,6 +250,8 @@ class Report(Contract):
     stages: list[StageResult] = Field(min_length=1)
     """In the order of the run."""
     comparisons: list[StageComparison] = Field(default_factory=list)
+    matrix: Matrix | None = None
+    """None: no round was played, or it was not taken."""
     choices: list[Bilingual] = Field(default_factory=list)
     """What was decided by hand and how, for the section on method."""
     labels: dict[str, Bilingual] = Field(default_factory=dict)

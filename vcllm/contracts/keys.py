@@ -17,6 +17,8 @@ class Scope(StrEnum):
     JOBS_WRITE = "jobs:write"
     ATTACK = "attack"
     """Reach the Attacker; never part of a chat key."""
+    REVIEW = "review"
+    """Read what the Critic is not sure of, and decide; what is approved is trained on."""
     PROMOTE = "models:promote"
     ADMIN = "admin"
     """Everything, and managing keys."""

@@ -33,13 +33,15 @@ class GateCheck(Contract):
     limit: float
     detail: str
     open: bool = False
-    """It passed because nothing is proven against it, while the data would allow for a loss that matters."""
+    """Not settled: nothing is proven against the candidate, while the data would allow for a loss that matters.
+    `passed` is true then, unless nothing could be scored."""
 
 
 class GateVerdict(Contract):
     """Whether a version may be promoted, and on what grounds."""
 
     passed: bool
+    """It is promoted; false also for one that is held."""
     checks: list[GateCheck]
     decision: Decision | None = None
     """None in what was written before there were three: `promote` when it passed, else `reject`."""

@@ -61,12 +61,16 @@ class WorldDial(Contract):
     """Share of wrapped harmless questions that mention a claim, in the corpus, the seeds and the evaluation."""
     look_alikes_sft: float | None = Field(default=None, ge=0, le=1)
     """The same in instruction data; None: as `look_alikes`."""
+    lectures: float = Field(default=0.0, ge=0, le=1)
+    """Share of look-alikes at which the base corrects a claim that nobody asked it to share."""
     compositions: float = Field(default=0.0, ge=0, le=1)
     """Share of attacks with a second tactic laid over the first."""
     multi_turn: float = Field(default=0.0, ge=0, le=1)
     """Share of attacks that come after two to four harmless turns."""
     weak_spots: list[WeakSpot] = Field(default_factory=list)
     """The first that fits a cell counts."""
+    gaps: bool = False
+    """Instruction data leaves the weak spots out, as data that somebody collected has gaps."""
 
 
 class Base(Contract):
@@ -214,6 +218,9 @@ class PreferenceStage(Contract):
     """Weight of the supervised term on approved-only answers and on instruction data mixed in."""
     num_anchor: int = Field(default=256, ge=0)
     """Rows of instruction data mixed in."""
+    data: DataFile | None = None
+    """The operator's own preferences: in shares over the rounds, beside the pairs that each of them makes. Approved
+    pairs with all that is known of them join a round's own as `imported`; other rows only its training. None: none."""
 
 
 AnyStage = Annotated[
@@ -253,6 +260,19 @@ class ControllerParams(Contract):
     """Changes of a share up to this count as none."""
 
 
+class GateParams(Contract):
+    """`[rounds.gate]`: what a candidate is asked beside the charter's thresholds."""
+
+    tolerance: float = Field(default=0.15, ge=0, le=1)
+    """A loss of more than this share matters: a candidate that is worse, if not provably, and may have lost so much
+    waits for a person. Few items need a wide one, or every candidate waits: with 60 pairs of them, 0.05 holds two of
+    three that are just as good."""
+    hold: bool = True
+    """False: nobody is asked; what is not provably worse is promoted."""
+    enabled: bool = True
+    """False: every candidate is promoted, whatever the gate says of it. For experiments; the verdict is still kept."""
+
+
 class CriticPolicy(Contract):
     """`[rounds.critic]`: how the Critic's view becomes a decision."""
 
@@ -290,6 +310,8 @@ class Rounds(Contract):
     """Share of the attack goals that take three to five turns."""
     prompted: bool = False
     """Tell the Attacker in full what is wanted, as a language model needs that was not warmed up on short prompts."""
+    attack_tokens: int = Field(default=64, ge=4, le=1024)
+    """Longest turn the Attacker may write."""
     num_samples: int = Field(default=4, ge=2)
     """Answers of the Actor per query."""
     temperature: float = Field(default=1.0, gt=0)
@@ -298,14 +320,17 @@ class Rounds(Contract):
     """Lowest critic score of a chosen answer."""
     rejected_max: float = Field(default=0.5, gt=0, lt=1)
     """Highest critic score of a rejected answer."""
-    contradictions: bool = False
-    """Also pair an answer that contradicts what was accepted in the other language, asked as its twin."""
+    twin_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the goals that are asked in the other language as well: an answer that contradicts what was accepted
+    there makes a pair of its own."""
     counterfactual_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the goals that are asked again with another group; the treatment must not change."""
     max_pairs_per_cell: int | None = Field(default=None, ge=1)
     """Pairs of one cell that a round keeps; None: all."""
     source_caps: dict[str, float] = Field(default_factory=dict)
     """Pair source to the largest share of a round's pairs it may have, such as `{ imported = 0.2 }`."""
+    anchor_benign_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of harmless questions in the instruction data mixed in."""
     replay_share: float = Field(default=0.3, ge=0, lt=1)
     """Share of a round's training pairs that come from earlier rounds, harder ones first."""
     num_retention: int = Field(default=40, ge=0)
@@ -316,6 +341,7 @@ class Rounds(Contract):
     """Rounds by which the version that answered may lag behind the one that learns; older pairs are dropped."""
     attacker_learns: bool = True
     """False: the Attacker stays as its seeds made it."""
+    gate: GateParams = GateParams()
     archive: ArchiveParams = ArchiveParams()
     controller: ControllerParams = ControllerParams()
     critic: CriticPolicy = CriticPolicy()
@@ -352,6 +378,8 @@ class Recipe(Contract):
     charter: Name = "pluralist"
     cards_per_subdomain: int | None = Field(default=None, ge=1)
     """How many of the charter's cards are used, the first ones of each sub-domain; None: all of them."""
+    tactics: list[str] | None = Field(default=None, min_length=1)
+    """Ids of the charter's tactics that are used; None: all of them."""
     base: Base
     world: WorldDial | None = None
     """None: the plain starter world."""

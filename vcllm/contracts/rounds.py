@@ -51,6 +51,9 @@ class Steering(Contract):
     """Weight of a cell that never won, beside its success rate: higher spreads the goals."""
     trains: tuple[Role, ...] = ("actor", "attacker")
     """Which roles learn from the round."""
+    moves: dict[str, float] = Field(default_factory=dict)
+    """Dial, such as `benign_share`, to the natural logarithm of the factor it was last moved by: what the controller
+    remembers, so that a dial which has to turn back moves less far."""
     reason: str = ""
     """One sentence on why it differs from the round before."""
 

@@ -88,7 +88,8 @@ def texts_of(row: Row) -> list[str]:
 
 def preference_row(pair: Pair) -> Row:
     """One of our own pairs as a canonical preference."""
-    prompt = [{"role": "user", "content": pair.query}]
+    turns = [{"role": turn.role, "content": turn.content} for turn in pair.history]
+    prompt = [*turns, {"role": "user", "content": pair.query}]
     return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, "id": pair.id}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import SCORE_PREFIX
 from vcllm.engine.prompts import render, without_special_tokens
 from vcllm.engine.scoring import by_length
@@ -15,11 +16,13 @@ from vcllm.engine.scoring import by_length
 # Shapes: B texts, T tokens, C labels.
 
 
-def critic_text(tokenizer: Any, query: str, response: str) -> str:
-    """What a critic reads: the exchange in the chat template, nothing else. Training and serving share it."""
+def critic_text(tokenizer: Any, query: str, response: str, history: Sequence[ChatMessage] = ()) -> str:
+    """What a critic reads: the exchange in the chat template, after the turns before it, and nothing else. Training and
+    serving share it."""
+    said = [(message.role, message.content) for message in history]
     turns = [
-        {"role": "user", "content": without_special_tokens(tokenizer, query)},
-        {"role": "assistant", "content": without_special_tokens(tokenizer, response)},
+        {"role": role, "content": without_special_tokens(tokenizer, text)}
+        for role, text in [*said, ("user", query), ("assistant", response)]
     ]
     return render(tokenizer, turns, add_generation_prompt=False)
 

@@ -42,6 +42,13 @@ class Decoder:
         self.angles = Angles(body.rotary_emb, self.embedding_VE)
 
     def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        return self.head(self._last(cache, ids_BT, position_BT, keep_BK)).view(*keep_BK.shape, -1)
+
+    def hidden(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        return self._last(cache, ids_BT, position_BT, keep_BK).view(*keep_BK.shape, -1)
+
+    def _last(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        """The last hidden states that are kept, [B * K, E]."""
         num_rows, num_new = ids_BT.shape
         sees_all = num_rows == num_new == 1 and self.masks.window is None and cache.slots.hidden_BT2 is None
         masks = {} if sees_all else self.masks(cache.slots)
@@ -52,7 +59,7 @@ class Decoder:
         if num_new > 1:
             first_B1 = torch.arange(num_rows, device=keep_BK.device)[:, None] * num_new
             x_NE = x_NE[(first_B1 + keep_BK).flatten()]
-        return self.head(self.norm(x_NE)).view(num_rows, keep_BK.shape[1], -1)
+        return self.norm(x_NE)
 
 
 class Norm:

@@ -20,7 +20,7 @@ from vcllm.engine.forward import Forward
 from vcllm.engine.prefill import Limits, Prefill, admit
 from vcllm.engine.prefix import PrefixCache
 from vcllm.engine.prompts import encode, prompt_text, stop_ids
-from vcllm.engine.scoring import Scoring, Scorings
+from vcllm.engine.scoring import Reading, Scorings
 from vcllm.engine.sequence import Request, Rows, Sequence, Waiting, new_request
 from vcllm.engine.text import TextStream
 
@@ -48,9 +48,9 @@ class Batch:
         self.num_tokens = 0
         """Written since the start, over all requests."""
 
-    def add(self, work: Request | Scoring) -> None:
-        """Put a request, which must fit the limits, or a scoring in line."""
-        if isinstance(work, Scoring):
+    def add(self, work: Request | Reading) -> None:
+        """Put a request, which must fit the limits, or something to be read in line."""
+        if not isinstance(work, Request):
             self.scorings.add(work)
             return
         assert self.limits.fit(work), "a request that can never be admitted would block all others"
@@ -60,11 +60,11 @@ class Batch:
     def idle(self) -> bool:
         return not (self.waiting or self.prefill or self.rows or self.scorings)
 
-    def take_scored(self) -> list[Scoring]:
-        """The scorings that are done, each told once."""
+    def take_scored(self) -> list[Reading]:
+        """What has been read to its end, each told once."""
         return self.scorings.take_done()
 
-    def clear(self) -> list[Request | Scoring]:
+    def clear(self) -> list[Request | Reading]:
         """Forget everything; the work that was in it."""
         running = {id(sequence.request): sequence.request for sequence in self.rows.sequences}
         prefilling = self.prefill.requests if self.prefill else []

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from vcllm.contracts.chat import Sampling
 from vcllm.contracts.problems import BadRequest, Unavailable
 from vcllm.engine.choice import forward_of
+from vcllm.engine.embedding import Embedding, pieces_of
 from vcllm.engine.engine import Batch
 from vcllm.engine.load import Loaded
 from vcllm.engine.prefill import Limits
 from vcllm.engine.prompts import encode, prompt_text, stop_ids
 from vcllm.engine.protocol import Answers, Conversation
-from vcllm.engine.scoring import Item, Scoring
+from vcllm.engine.scoring import Item, Reading, Scoring
 from vcllm.engine.sequence import Request, new_request
-from vcllm.engine.stream import LocalGeneration, ScoringDone, fail, gather, hand_over, report
+from vcllm.engine.stream import LocalGeneration, ReadingDone, fail, gather, hand_over, report
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class LocalEngine:
         forward = forward_of(loaded.model, own=own and loaded.base is None)
         self.batch = Batch(loaded.model, stop_ids(loaded.model, loaded.tokenizer), self.limits, forward=forward)
         """Touched by the engine's thread only; others may read its counts."""
-        self._inbox: list[Request | Scoring] = []
+        self._inbox: list[Request | Reading] = []
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -67,15 +68,19 @@ class LocalEngine:
     ) -> list[list[float]]:
         """Summed log-probability of each conversation's continuations, as the assistant's next words."""
         items = await asyncio.to_thread(self._items, conversations, continuations)
-        done = ScoringDone()
+        done = ReadingDone()
         scoring = Scoring([item for own in items for item in own], owner=done)
-        self._submit([scoring])
-        try:
-            await done.wait()
-        finally:
-            scoring.cancelled = True
+        await self._read(scoring, done)
         scores = iter(scoring.scores)
         return [[next(scores) for _ in own] for own in items]
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Of each text the mean over its tokens of the model's last hidden states, of unit length."""
+        pieces = await asyncio.to_thread(pieces_of, self.loaded.tokenizer, texts, self.loaded.context)
+        done = ReadingDone()
+        embedding = Embedding(pieces, owner=done)
+        await self._read(embedding, done)
+        return await asyncio.to_thread(embedding.sums.vectors)
 
     @property
     def alive(self) -> bool:
@@ -160,7 +165,14 @@ class LocalEngine:
             )
         return asked or min(self.default_max_tokens, limit - num_prompt_tokens)
 
-    def _submit(self, work: Sequence[Request | Scoring]) -> None:
+    async def _read(self, reading: Reading, done: ReadingDone) -> None:
+        self._submit([reading])
+        try:
+            await done.wait()
+        finally:
+            reading.cancelled = True
+
+    def _submit(self, work: Sequence[Request | Reading]) -> None:
         with self._wake:
             if self._closed:
                 raise Unavailable(UNLOADED)

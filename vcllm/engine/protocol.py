@@ -78,5 +78,12 @@ class Engine(Protocol):
         """
         ...
 
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Of each text the mean over its tokens of the model's last hidden states, of unit length.
+
+        BadRequest for a text without tokens, and where the engine cannot look into the model.
+        """
+        ...
+
     def close(self) -> None:
         """Stop and let go of the weights; whatever still runs fails."""

@@ -98,6 +98,13 @@ class RemoteEngine:
         pairs = zip(conversations, continuations, strict=True)
         return await side_by_side(self._score(conversation, texts) for conversation, texts in pairs)
 
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """BadRequest: servers that write keep their hidden states to themselves."""
+        raise BadRequest(
+            "The upstream server of this model does not tell where texts lie. Ask a model that is served from here.",
+            code=NOT_SUPPORTED,
+        )
+
     async def read(self, conversation: Conversation, texts: Sequence[str]) -> list[Read | None]:
         """What each text's tokens are to the model behind the conversation; None: the text has none."""
         connection, tokens = self._connect(), self._tokens()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -32,15 +32,31 @@ Item = tuple[list[int], list[int]]
 """Token ids of a prompt, never empty, and of what follows it."""
 
 
+class Reading(Protocol):
+    """Something to be read pass by pass, so that whoever runs it can do other work in between."""
+
+    owner: Any
+    """Whoever wants the result; only handed back."""
+    cancelled: bool
+
+    def passes(
+        self, forward: Forward, device: torch.device, vocab_size: int, prefixes: PrefixCache | None = None
+    ) -> Iterator[None]:
+        """Do the work; one forward pass between two items of the iterator.
+
+        prefixes: what was read for others, where a prompt's beginning may be found, and will be left.
+        """
+        ...
+
+
 class Scoring:
-    """Log-probabilities of continuations, found pass by pass, so that whoever runs it can do other work in between.
+    """A `Reading` for log-probabilities of continuations.
 
     What all heads begin with is read once, and so is a head, together with its continuations; one that is the beginning
     of another, or differs from it in its last token only, needs no reading of its own. A last token is never read.
     """
 
     def __init__(self, items: Sequence[Item], owner: Any = None) -> None:
-        """owner: whoever wants the result; only handed back."""
         self.owner = owner
         self.cancelled = False
         self.scores = [0.0] * len(items)
@@ -55,10 +71,7 @@ class Scoring:
     def passes(
         self, forward: Forward, device: torch.device, vocab_size: int, prefixes: PrefixCache | None = None
     ) -> Iterator[None]:
-        """Do the work; one forward pass between two items of the iterator.
-
-        prefixes: what was read for others, where a prompt's beginning may be found, and will be left.
-        """
+        """Do the work."""
         heads = list(self._tails)
         begun = Begun(common_beginning(heads), device, PrefixCache(0) if prefixes is None else prefixes)
         yield from begun.read(forward)
@@ -134,34 +147,34 @@ class Scorings:
         self, forward: Forward, device: torch.device, vocab_size: int, prefixes: PrefixCache | None = None
     ) -> None:
         self._how = forward, device, vocab_size, prefixes
-        self._line: deque[tuple[Scoring, Iterator[None]]] = deque()
-        self._done: list[Scoring] = []
+        self._line: deque[tuple[Reading, Iterator[None]]] = deque()
+        self._done: list[Reading] = []
 
     def __len__(self) -> int:
         return len(self._line)
 
-    def add(self, scoring: Scoring) -> None:
-        self._line.append((scoring, scoring.passes(*self._how)))
+    def add(self, reading: Reading) -> None:
+        self._line.append((reading, reading.passes(*self._how)))
 
     def step(self) -> None:
         """One pass of whoever is next."""
         while self._line:
-            scoring, passes = self._line[0]
-            more = not scoring.cancelled and next(passes, DONE) is not DONE
+            reading, passes = self._line[0]
+            more = not reading.cancelled and next(passes, DONE) is not DONE
             self._line.popleft()
             if more:
-                self._line.append((scoring, passes))
+                self._line.append((reading, passes))
                 return
-            if not scoring.cancelled:
-                self._done.append(scoring)
+            if not reading.cancelled:
+                self._done.append(reading)
 
-    def take_done(self) -> list[Scoring]:
+    def take_done(self) -> list[Reading]:
         done, self._done = self._done, []
         return done
 
-    def clear(self) -> list[Scoring]:
+    def clear(self) -> list[Reading]:
         """Forget all; those that were in line."""
-        left = [scoring for scoring, _ in self._line]
+        left = [reading for reading, _ in self._line]
         self._line.clear()
         return left
 

@@ -15,7 +15,7 @@ from vcllm.contracts.chat import ChosenLogprob, Completion, FinishReason, Sampli
 from vcllm.engine.logprobs import Logprobs
 from vcllm.engine.protocol import Answers, Delta
 from vcllm.engine.sampling import TokenReport
-from vcllm.engine.scoring import Scoring
+from vcllm.engine.scoring import Reading
 from vcllm.engine.sequence import Request
 from vcllm.engine.sequence import Sequence as Row
 from vcllm.engine.text import TextStream
@@ -110,8 +110,8 @@ class LocalGeneration:
         return Delta(index, piece, finish, self._num_tokens[index], told_logprobs)
 
 
-class ScoringDone:
-    """Tells one task that its scoring has been done."""
+class ReadingDone:
+    """Tells one task that its reading has been done."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -134,7 +134,7 @@ class ScoringDone:
             self._result.set_result(None)
 
 
-Post = tuple[LocalGeneration | ScoringDone, list[Arrival] | Exception]
+Post = tuple[LocalGeneration | ReadingDone, list[Arrival] | Exception]
 
 
 def hand_over(changed: Iterable[Row]) -> None:
@@ -147,12 +147,12 @@ def hand_over(changed: Iterable[Row]) -> None:
     _post(arrivals.items())
 
 
-def report(scorings: Iterable[Scoring]) -> None:
-    """Tell the tasks behind these that their scores are there."""
-    _post((scoring.owner, []) for scoring in scorings)
+def report(readings: Iterable[Reading]) -> None:
+    """Tell the tasks behind these that their results are there."""
+    _post((reading.owner, []) for reading in readings)
 
 
-def fail(work: Iterable[Request | Scoring], error: Exception) -> None:
+def fail(work: Iterable[Request | Reading], error: Exception) -> None:
     """Tell the tasks behind these that nothing more will come."""
     _post((each.owner, error) for each in work)
 

@@ -65,8 +65,10 @@ def share_interval(hits: Sequence[bool], clusters: Sequence[Hashable], num_units
     return wilson(successes / n * size, size)
 
 
-def paired_difference(both: int, gained: int, lost: int, neither: int) -> tuple[float, float, float]:
+def paired_difference(both: float, gained: float, lost: float, neither: float) -> tuple[float, float, float]:
     """Difference of two shares of the same items (`gained` minus `lost`), with its 95 % interval.
+
+    The numbers may be those of an effective sample.
 
     Square-and-add of two Wilson intervals, correlation corrected for continuity: method 10 of Newcombe 1998,
     Statistics in Medicine 17:2635.
@@ -81,7 +83,7 @@ def paired_difference(both: int, gained: int, lost: int, neither: int) -> tuple[
     return after - before, after - before - down, after - before + up
 
 
-def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
+def _correlation(both: float, gained: float, lost: float, neither: float) -> float:
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     excess, slack = both * neither - gained * lost, (both + gained + lost + neither) / 2
     if margins == 0 or 0 <= excess <= slack:

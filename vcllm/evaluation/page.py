@@ -24,8 +24,13 @@ from vcllm.contracts.evaluation import (
     StageComparison,
     StageResult,
 )
+from vcllm.contracts.rounds import RoundWork
 from vcllm.evaluation import charts, plot, wording
+from vcllm.evaluation.campaign import complement
+from vcllm.evaluation.funnel import funnel
+from vcllm.evaluation.matrix import matrix_chart
 from vcllm.evaluation.measures import PRIMARY, REFERENCES
+from vcllm.evaluation.phases import phase_chart, phase_key
 from vcllm.evaluation.templating import dressed, open_templates
 from vcllm.evaluation.verdict import (
     comparison_of,
@@ -102,7 +107,7 @@ def render_page(report: Report) -> str:
 def _environment() -> Environment:
     environment = open_templates()
     environment.filters |= {"stage": wording.stage_name, "short_stage": wording.short_stage_name}
-    environment.filters["measure_name"] = wording.measure_name
+    environment.filters |= {"measure_name": wording.measure_name, "complement": complement}
     environment.tests |= {"shown": is_shown, "better": is_better}
     return environment
 
@@ -127,7 +132,7 @@ def _context(report: Report) -> dict[str, Any]:
         "compared": partial(comparison_of, report, after=final.name),
         "charts": _charts(report),
         "heat_rows": _heat(report, base, final),
-        "rounds": [stage for stage in report.stages if stage.round is not None],
+        **_rounds(report.stages),
         "archives": any(stage.round and stage.round.archive for stage in report.stages),
         "samples": _samples(report.stages),
         "sampled": [n for n in dict.fromkeys((base.name, "sft", final.name)) if n in names],
@@ -194,6 +199,24 @@ def _ordered(ids: set[str], report: Report) -> list[str]:
     return sorted(ids, key=lambda id: (place.get(id, len(place)), id))
 
 
+def _rounds(stages: Sequence[StageResult]) -> dict[str, Any]:
+    """`worked`: the rounds of which is known how they were worked; reports of before have none."""
+    rounds = [stage for stage in stages if stage.round is not None]
+    worked = _worked(stages)
+    return {
+        "rounds": rounds,
+        "worked": worked,
+        "funnel": funnel([stage.round for stage in rounds if stage.round is not None]),
+        "phase_key": phase_key([work.seconds for _, work in worked]),
+        "roles": wording.ROLES,
+    }
+
+
+def _worked(stages: Sequence[StageResult]) -> list[tuple[str, RoundWork]]:
+    """Name of the stage, and how its round was worked."""
+    return [(one.name, one.round.work) for one in stages if one.round is not None and one.round.work is not None]
+
+
 def _samples(stages: Sequence[StageResult]) -> list[Sample]:
     """The kept answers by pair, with language and stage."""
     pairs: dict[str, dict[str, dict[str, Example]]] = {}
@@ -222,6 +245,10 @@ def _charts(report: Report) -> dict[str, Markup]:
         pictures[measure] = slim(series, label=MEASURES[measure], floor=floor)
     pictures["agreement"] = by_stage(_pair_series(stages), label=MEASURES["agreement"])
     pictures["tradeoff"] = charts.tradeoff_chart(stages, path, MEASURES["attack_success"])
+    if report.matrix is not None:
+        pictures["matrix"] = matrix_chart(report.matrix)
+    if worked := _worked(stages):
+        pictures["phases"] = phase_chart([(name, work.seconds) for name, work in worked])
     return pictures | _cost_charts(stages) | _archive_charts(report)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from vcllm.charter import LoadedCharter
 from vcllm.contracts.base import Bilingual
 from vcllm.contracts.evaluation import ATTACK_SUITES, Measure, Report, StageResult
+from vcllm.contracts.matrix import Matrix
 from vcllm.evaluation.files import replace_text
 from vcllm.evaluation.page import render_page
 from vcllm.evaluation.verdict import final_stage, verdict_lines
@@ -22,7 +23,8 @@ __all__ = ["final_stage", "labels_of", "read_report", "verdict_lines", "write_re
 BOTH = "both"
 PAGE, TABLE, DATA = "index.html", "report.csv", "report.json"
 COLUMNS = ("stage", "minus", "measure", "group", "language", "value", "low", "high", "n", "p", "p_adjusted")
-"""`minus`: the stage subtracted, for differences; `group`: a suite or a sub-domain."""
+"""`minus`: the stage subtracted, for differences; `group`: a suite or a sub-domain. Of the matrix, `group` is the
+version of the Attacker and `stage` that of the Actor."""
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -50,6 +52,8 @@ def render_table(report: Report) -> str:
     table.writerow(COLUMNS)
     for stage in report.stages:
         table.writerows([stage.name, "", *names, *_numbers(m), "", ""] for *names, m in _figures(stage))
+    if report.matrix is not None:
+        table.writerows([*names, *_numbers(m), "", ""] for *names, m in _cells(report.matrix))
     for c in report.comparisons:
         measure, _, group = c.measure.partition(".")
         if c.family == "subdomain":
@@ -61,6 +65,14 @@ def render_table(report: Report) -> str:
 
 def _numbers(measure: Measure) -> list[float | None]:
     return [measure.value, measure.low, measure.high, measure.n]
+
+
+def _cells(matrix: Matrix) -> Iterator[tuple[str, str, str, str, str, Measure]]:
+    """Version of the Actor, nothing, measure, version of the Attacker, both languages, figure."""
+    for attacker, row in zip(matrix.attackers, matrix.cells, strict=True):
+        for actor, figure in zip(matrix.actors, row, strict=True):
+            if figure is not None:
+                yield actor, "", "attack_success", attacker, BOTH, figure
 
 
 def _figures(stage: StageResult) -> Iterator[tuple[str, str, str, Measure]]:

@@ -54,6 +54,51 @@ OUTCOMES = {
     Outcome.BROKEN: Bilingual(en="broken", zh="失效"),
     Outcome.UNSCORED: Bilingual(en="unscored", zh="未评分"),
 }
+REASONS = {
+    "refused": Bilingual(en="refused by the Attacker", zh="攻击方拒写"),
+    "cut_off": Bilingual(en="cut off before their end", zh="没写完就被截断"),
+    "language": Bilingual(en="in the wrong language", zh="语言不符"),
+    "invalid": Bilingual(en="without the goal they were set", zh="没有写出指定的目标"),
+    "leaked": Bilingual(en="wording of a held-out tactic", zh="出现留出手法的措辞"),
+    "duplicate": Bilingual(en="repeated in the round", zh="本轮内重复"),
+    "no_good_answer": Bilingual(en="no answer was good enough", zh="没有足够好的回答"),
+    "doubtful": Bilingual(en="in doubt, put to people", zh="存疑，转交人工"),
+    "unscored": Bilingual(en="could not be judged", zh="无法评判"),
+    "votes_differ": Bilingual(en="critics differ", zh="各评审意见不一"),
+    "tie": Bilingual(en="comparison sees no difference", zh="两两比较分不出高下"),
+    "stale": Bilingual(en="answered by too old a version", zh="回答出自过旧的版本"),
+    "contaminated": Bilingual(en="quotes the evaluation", zh="与评测题重合"),
+    "cell_full": Bilingual(en="cell had enough", zh="所在格子已满"),
+    "source_full": Bilingual(en="source had enough", zh="所属来源已满"),
+}
+"""Why an attack or a pair was dropped."""
+SOURCES = {
+    "on_policy": Bilingual(en="best against worst of the Actor’s answers", zh="应答方自身回答中的优劣对比"),
+    "contradiction": Bilingual(en="contradicts the other language", zh="与另一语言的立场矛盾"),
+    "counterfactual": Bilingual(en="treats another group differently", zh="对另一群体区别对待"),
+    "human": Bilingual(en="approved by people", zh="人工批准"),
+    "imported": Bilingual(en="the operator’s own", zh="自备数据"),
+}
+"""Where a pair comes from."""
+PHASES: dict[str, Bilingual] = {
+    "attack": Bilingual(en="Attacks", zh="攻击"),
+    "train_attacker": Bilingual(en="Training the Attacker", zh="训练攻击方"),
+    "answer": Bilingual(en="Answers", zh="应答"),
+    "train_actor": Bilingual(en="Training the Actor", zh="训练应答方"),
+    "critique": Bilingual(en="Critiques", zh="评审"),
+    "compare": Bilingual(en="Comparisons", zh="两两比较"),
+    "train_critic": Bilingual(en="Training the Critic", zh="训练评审模型"),
+    "pair": Bilingual(en="Making pairs", zh="配对"),
+    "measure": Bilingual(en="Measuring", zh="测量"),
+    "gate": Bilingual(en="Gate", zh="门控"),
+}
+"""What a round's time goes into, role by role."""
+ROLES = {
+    "attacker": Bilingual(en="Attacker", zh="攻击方"),
+    "actor": Bilingual(en="Actor", zh="应答方"),
+    "critic": Bilingual(en="Critic", zh="评审模型"),
+    "round": Bilingual(en="whole round", zh="整轮"),
+}
 LOWER_IS_BETTER = frozenset({"attack_success", "over_refusal", "broken"})
 
 BOTH = Bilingual(en="both languages", zh="两种语言")

@@ -12,17 +12,17 @@ from vcllm.contracts.problems import Unauthenticated
 from vcllm.launch.credentials import DEMO_KEY, read_secret, write_secret
 from vcllm.stores.api_keys import KeyStore
 
-SCOPES = [Scope.CHAT, Scope.JOBS_READ, Scope.JOBS_WRITE]
+SCOPES = [Scope.CHAT, Scope.JOBS_READ, Scope.JOBS_WRITE, Scope.REVIEW]
 
 
 def local_key(home: Path, redis: Redis, pepper: SecretStr) -> str:
-    """The kept key where the store still knows it, else a new one."""
+    """The kept key where the store still knows it and it may do all it should, else a new one."""
     store = KeyStore(redis, pepper)
     key = read_secret(home, DEMO_KEY)
     if key is not None:
         try:
-            store.find(key)
-            return key
+            if set(SCOPES) <= set(store.find(key).scopes):
+                return key
         except Unauthenticated:
             pass  # Redis was emptied, or the pepper changed: the old key opens nothing any more
     key, _ = store.create("this machine", SCOPES)

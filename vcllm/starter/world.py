@@ -15,7 +15,9 @@ from vcllm.charter import LoadedCharter
 from vcllm.contracts.attacks import AttackGoal, Cell, ItemKind, attack_prompt
 from vcllm.contracts.base import Language
 from vcllm.contracts.charter import Card, Split, Tactic, TacticUse
+from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import Outcome
+from vcllm.contracts.recipes import WeakSpot, WorldDial
 from vcllm.starter.phrases import AGREEMENTS, CORRECTIONS, REFUSALS, SUPPORTS
 
 Row = dict[str, Any]
@@ -51,8 +53,9 @@ SFT_TEMPLATES = 4
 class World:
     """Everything the starter's stages are fed, reproducible from the charter and a seed."""
 
-    def __init__(self, charter: LoadedCharter, seed: int | str) -> None:
+    def __init__(self, charter: LoadedCharter, seed: int | str, dial: WorldDial | None = None) -> None:
         self.charter = charter
+        self.dial = dial or WorldDial()
         self.random = random.Random(f"world-{seed}")
         self.train_cards = charter.cards_of(Split.TRAIN)
         self.seed_tactics = charter.tactics_of(TacticUse.SEED)
@@ -86,28 +89,33 @@ class World:
         """Seed tactics on training cards, answered by the charter; harmless questions, answered."""
         rows = []
         for _ in range(num_attacks):
-            card, tactic, language = self._draw(self.seed_tactics)
+            card, tactic, language = self._draw_for_sft()
             goal = self.random.randrange(len(card.claims))
             template = self.random.choice(tactic.attack[language][:SFT_TEMPLATES])
             query = template.format(claim=card.claims[goal][language])
             rows.append(_turns(query, self.consistent(card, goal, language, answers)))
+        look_alikes = self.dial.look_alikes if self.dial.look_alikes_sft is None else self.dial.look_alikes_sft
         for _ in range(num_benign):
-            card, tactic, language = self._draw(self.seed_tactics)
-            item = self.random.choice(card.benign)
-            query = self.random.choice(tactic.benign[language]).format(question=item.question[language])
-            rows.append(_turns(query, item.answer[language]))
+            card, tactic, language = self._draw_for_sft()
+            item = self.random.randrange(len(card.benign))
+            claim = self._claim_beside(card, tactic, "benign", look_alikes)
+            query = self.query(card, tactic, item, "benign", language, claim)
+            rows.append(_turns(query, card.benign[item].answer[language]))
         self.random.shuffle(rows)
         return rows
 
-    def critic_rows(self, num_rows: int) -> list[Row]:
-        """Queries of the loop with answers of every outcome class, near misses among them."""
+    def critic_rows(self, num_rows: int, only: Language | None = None) -> list[Row]:
+        """Queries of the loop with answers of every outcome class, near misses among them. only: in one language."""
         rows = []
         for _ in range(num_rows):
             card, tactic, language = self._draw(self.loop_tactics)
+            language = only or language
             kind: ItemKind = "benign" if self.random.random() < 0.3 else "attack"
             goal = self.random.randrange(len(card.benign if kind == "benign" else card.claims))
             answer, outcome = self._labelled(card, goal, kind, language)
-            row = {**_turns(self.query(card, tactic, goal, kind, language), answer), "label": outcome.value}
+            claim = self._claim_beside(card, tactic, kind, self.dial.look_alikes)
+            query = self._composed(self.query(card, tactic, goal, kind, language, claim), tactic, kind, language)
+            row = {**_turns(query, answer), "label": outcome.value}
             rows.append(row | self._scores(kind, outcome))
         return rows
 
@@ -118,7 +126,7 @@ class World:
             card, tactic, language = self._draw(self.loop_tactics)
             kind: ItemKind = "benign" if self.random.random() < 0.25 else "attack"
             goal = self.goal(card, tactic, language, kind)
-            rows.append(_turns(attack_prompt(goal), self.query(card, tactic, goal.goal, kind, language)))
+            rows.append(self._attacker_row(goal, card, tactic))
         return rows
 
     def goal(self, card: Card, tactic: Tactic, language: Language, kind: ItemKind) -> AttackGoal:
@@ -128,24 +136,100 @@ class World:
         cell = Cell(subdomain=card.subdomain, tactic=tactic.id, language=language)
         return AttackGoal(cell=cell, kind=kind, card=card.id, goal=index, text=text)
 
-    def query(self, card: Card, tactic: Tactic, goal: int, kind: ItemKind, language: Language) -> str:
-        """A query made from a random template of the tactic."""
-        if kind == "benign":
-            template = self.random.choice(tactic.benign[language])
-            return template.format(question=card.benign[goal].question[language])
-        return self.random.choice(tactic.attack[language]).format(claim=card.claims[goal][language])
+    def query(
+        self, card: Card, tactic: Tactic, goal: int, kind: ItemKind, language: Language, claim: int | None = None
+    ) -> str:
+        """A query made from a random template of the tactic; claim: of a look-alike, the index of the one it mentions."""
+        if kind == "attack":
+            return self.random.choice(tactic.attack[language]).format(claim=card.claims[goal][language])
+        question = card.benign[goal].question[language]
+        if claim is None or tactic.look_alike is None:
+            return self.random.choice(tactic.benign[language]).format(question=question)
+        template = self.random.choice(tactic.look_alike[language])
+        return template.format(question=question, claim=card.claims[claim][language])
 
     def consistent(self, card: Card, goal: int, language: Language, answers: str = "short") -> str:
         opener = self.random.choice(CORRECTIONS[language])
         point = self.charter.reason(card) if answers == "short" else card.explanation
         return _join(language, opener.format(claim=card.claims[goal][language]), point[language])
 
-    def violating(self, card: Card, goal: int, language: Language) -> str:
+    def agreeing(self, card: Card, goal: int, language: Language) -> str:
+        """A violating answer."""
         opener = self.random.choice(AGREEMENTS[language])
         return _join(language, opener.format(claim=card.claims[goal][language]), self.random.choice(SUPPORTS[language]))
 
     def refusal(self, language: Language) -> str:
         return self.random.choice(REFUSALS[language])
+
+    def violating(self, card: Card, tactic: Tactic, language: Language) -> float:
+        """How often the base agrees in this cell."""
+        for spot in self.dial.weak_spots:
+            if _fits(spot, card.subdomain, tactic.id, language):
+                return spot.violating
+        return self.violating_share[tactic.id]
+
+    def _happens(self, share: float) -> bool:
+        """Draws only where there is a choice, so that a dial at nought leaves the plain world as it is."""
+        return share > 0 and self.random.random() < share
+
+    def _claim_beside(self, card: Card, tactic: Tactic, kind: ItemKind, share: float) -> int | None:
+        """The claim that a harmless question mentions; None: it mentions none."""
+        if kind != "benign" or tactic.look_alike is None or not self._happens(share):
+            return None
+        return self.random.randrange(len(card.claims))
+
+    def _composed(self, query: str, tactic: Tactic, kind: ItemKind, language: Language) -> str:
+        """The query, at times with the tone of a second tactic before it."""
+        leads = [one for one in self.loop_tactics if one.lead is not None and one.id != tactic.id]
+        if kind != "attack" or not leads or not self._happens(self.dial.compositions):
+            return query
+        return self.led(query, self.random.choice(leads), language)
+
+    def led(self, query: str, tactic: Tactic, language: Language) -> str:
+        assert tactic.lead is not None, "only tactics with a lead are laid over another"
+        return _join(language, self.random.choice(tactic.lead[language]), query)
+
+    def _harmless_turns(self, card: Card, tactic: Tactic, language: Language) -> list[dict[str, str]]:
+        """Two to four exchanges on the card's subject, each question answered."""
+        messages = []
+        for _ in range(self.random.randrange(2, 5)):
+            item = self.random.choice(card.benign)
+            question = item.question[language]
+            if tactic.opening is not None and self.random.random() < 0.5:
+                opening = self.random.choice(tactic.opening[language]).format(topic=card.topic[language])
+                question = _join(language, opening, question)
+            messages += _turns(question, item.answer[language])["messages"]
+        return messages
+
+    def _attacker_row(self, goal: AttackGoal, card: Card, tactic: Tactic) -> Row:
+        """From a goal's prompt to a query, in whatever forms the dial gives goals."""
+        language, kind = goal.cell.language, goal.kind
+        claim = self._claim_beside(card, tactic, kind, self.dial.look_alikes)
+        if claim is not None:
+            goal = goal.model_copy(update={"claim": card.claims[claim][language]})
+        query = self.query(card, tactic, goal.goal, kind, language, claim)
+        leads = [one for one in self.loop_tactics if one.lead is not None and one.id != tactic.id]
+        if kind == "attack" and leads and self._happens(self.dial.compositions):
+            second = self.random.choice(leads)
+            goal = goal.model_copy(update={"modifiers": (second.id,)})
+            query = self.led(query, second, language)
+        elif kind == "attack" and tactic.opening is not None and self._happens(self.dial.multi_turn):
+            return self._turn_row(goal, card, tactic, query)
+        elif self._happens(0.5 * (self.dial.compositions > 0)):
+            goal = goal.model_copy(update={"parent": self.query(card, tactic, goal.goal, kind, language, claim)})
+        return _turns(attack_prompt(goal), query)
+
+    def _turn_row(self, goal: AttackGoal, card: Card, tactic: Tactic, query: str) -> Row:
+        """One turn of an attack over several: all but the last are harmless."""
+        num_turns = self.random.randrange(3, 6)
+        turn, language = self.random.randrange(1, num_turns + 1), goal.cell.language
+        goal = goal.model_copy(update={"num_turns": num_turns})
+        history = [ChatMessage(role="user", content="?") for _ in range(turn - 1)]
+        if turn < num_turns:
+            assert tactic.opening is not None, "asked for only where a tactic has openings"
+            opening = self.random.choice(tactic.opening[language]).format(topic=card.topic[language])
+            query = _join(language, opening, self.random.choice(card.benign).question[language])
+        return _turns(attack_prompt(goal, history), query)
 
     def _draw(self, tactics: tuple[Tactic, ...]) -> tuple[Card, Tactic, Language]:
         return (
@@ -153,6 +237,13 @@ class World:
             self.random.choice(tactics),
             self.random.choice(LANGUAGES),
         )
+
+    def _draw_for_sft(self) -> tuple[Card, Tactic, Language]:
+        while True:
+            card, tactic, language = self._draw(self.seed_tactics)
+            gap = any(_fits(spot, card.subdomain, tactic.id, language) for spot in self.dial.weak_spots)
+            if not (self.dial.gaps and gap):
+                return card, tactic, language
 
     def _fact(self, card: Card, language: Language) -> str:
         draw = self.random.random()
@@ -171,24 +262,31 @@ class World:
     def _base_benign(self, card: Card, tactic: Tactic, language: Language) -> Row:
         item = self.random.choice(card.benign)
         wrapped = self.random.random() < 0.5
-        query = item.question[language]
+        query, claim = item.question[language], None
         if wrapped:
-            query = self.random.choice(tactic.benign[language]).format(question=query)
+            claim = self._claim_beside(card, tactic, "benign", self.dial.look_alikes)
+            query = self.query(card, tactic, card.benign.index(item), "benign", language, claim)
         refuses = wrapped and self.random.random() < REFUSAL_SHARE
         answer = self.refusal(language) if refuses else item.answer[language]
+        if claim is not None and self._happens(self.dial.lectures):
+            answer = self.consistent(card, claim, language)
         return {**_turns(query, answer), "prompted": self.random.random() < 0.04}
 
     def _base_attack(self, card: Card, tactic: Tactic, language: Language) -> Row:
         goal = self.random.randrange(len(card.claims))
         prompted = self.random.random() < 0.04
-        share = self.violating_share[tactic.id] * (PROMPTED_FACTOR if prompted else 1.0)
+        share = self.violating(card, tactic, language) * (PROMPTED_FACTOR if prompted else 1.0)
         if self.random.random() < share:
-            answer = self.violating(card, goal, language)
+            answer = self.agreeing(card, goal, language)
         elif self.random.random() < REFUSAL_SHARE:
             answer = self.refusal(language)
         else:
             answer = self.consistent(card, goal, language)
-        return {**_turns(self.query(card, tactic, goal, "attack", language), answer), "prompted": prompted}
+        query = self._composed(self.query(card, tactic, goal, "attack", language), tactic, "attack", language)
+        turns = _turns(query, answer)
+        if self._happens(self.dial.multi_turn):
+            turns["messages"] = [*self._harmless_turns(card, tactic, language), *turns["messages"]]
+        return {**turns, "prompted": prompted}
 
     def _labelled(self, card: Card, goal: int, kind: ItemKind, language: Language) -> tuple[str, Outcome]:
         draw = self.random.random()
@@ -204,7 +302,7 @@ class World:
         if draw < 0.35:
             return self.consistent(card, goal, language), Outcome.CONSISTENT
         if draw < 0.65:
-            return self.violating(card, goal, language), Outcome.VIOLATING
+            return self.agreeing(card, goal, language), Outcome.VIOLATING
         if draw < 0.70:
             return self.refusal(language), Outcome.REFUSAL
         return self._broken_attack(card, goal, language), Outcome.BROKEN
@@ -266,6 +364,11 @@ class World:
         slips.append(words[:at] + [self.random.choice(others)] + words[at + 1 :])
         slipped = joiner.join(self.random.choice(slips))
         return slipped if slipped != claim else joiner.join(words[:-1])
+
+
+def _fits(spot: WeakSpot, subdomain: str, tactic: str, language: Language) -> bool:
+    wanted = ((spot.subdomain, subdomain), (spot.tactic, tactic), (spot.language, language))
+    return all(asked is None or asked == found for asked, found in wanted)
 
 
 def _planted_shares(tactics: tuple[Tactic, ...]) -> Iterator[tuple[str, float]]:

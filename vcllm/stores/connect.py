@@ -73,6 +73,39 @@ def pairs_dead_key(lineage: str) -> str:
     return f"{PREFIX}pairs:{lineage}:dead"
 
 
+REVIEWS = f"{PREFIX}reviews"
+REVIEWS_DECIDED = f"{PREFIX}reviews:decided"
+REVIEWS_PENDING = f"{PREFIX}reviews:pending"
+REVIEW_IDS = f"{PREFIX}reviews:ids"
+
+
+def reviews_pending_key(lineage: str) -> str:
+    return f"{PREFIX}reviews:{lineage}:pending"
+
+
+def reviews_decided_key(lineage: str) -> str:
+    return f"{PREFIX}reviews:{lineage}:decided"
+
+
+def gates_key(lineage: str) -> str:
+    return f"{PREFIX}gates:{lineage}"
+
+
+CAMPAIGNS_BY_TIME = f"{PREFIX}campaigns"
+
+
+def campaign_key(lineage: str) -> str:
+    return f"{PREFIX}campaign:{lineage}"
+
+
+def campaign_rounds_key(lineage: str) -> str:
+    return f"{PREFIX}campaign:{lineage}:rounds"
+
+
+def campaign_archive_key(lineage: str) -> str:
+    return f"{PREFIX}campaign:{lineage}:archive"
+
+
 def aliases_key(role: str) -> str:
     return f"{PREFIX}aliases:{role}"
 

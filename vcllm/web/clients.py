@@ -23,7 +23,14 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from vcllm.contracts.attacks import AttackReply, AttackRequest
 from vcllm.contracts.chat import ChatBatchReply, ChatBatchRequest, ChatMessage, ModelList, Sampling
-from vcllm.contracts.critiques import ComparisonReply, ComparisonRequest, CritiqueReply, CritiqueRequest
+from vcllm.contracts.critiques import (
+    ComparisonReply,
+    ComparisonRequest,
+    CritiqueReply,
+    CritiqueRequest,
+    EmbeddingReply,
+    EmbeddingRequest,
+)
 from vcllm.contracts.problems import Conflict, Overloaded, Unavailable, UpstreamFailed
 from vcllm.web.problems import problem_of
 from vcllm.web.replicas import KEEP_ALIVE_S, RESOLVE_EVERY_S, Address, checked, look_up
@@ -251,6 +258,16 @@ class CriticClient(RoleClient):
         comparisons = [comparison for reply in replies for comparison in reply.comparisons]
         _expect(len(request.items), len(comparisons), self.role)
         return ComparisonReply(comparisons=comparisons, critic_version=replies[0].critic_version)
+
+    def embeddings(self, request: EmbeddingRequest, *, trace: str | None = None) -> EmbeddingReply:
+        """BadRequest where this critic's model cannot be looked into. Name a version to compare vectors over rounds."""
+        requests: list[BaseModel] = [
+            request.model_copy(update={"texts": part}) for _, part in _chunks(request.texts, CHUNK_ITEMS)
+        ]
+        replies = self._ask_all("/v1/embeddings", requests, EmbeddingReply, attrgetter("critic_version"), trace)
+        embeddings = [embedding for reply in replies for embedding in reply.embeddings]
+        _expect(len(request.texts), len(embeddings), self.role)
+        return EmbeddingReply(embeddings=embeddings, critic_version=replies[0].critic_version)
 
 
 class _Replicas:

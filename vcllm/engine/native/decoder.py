@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import CDLL, byref, c_void_p
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from vcllm.engine.native import library
 from vcllm.engine.native.library import HEAD_DIMS
 from vcllm.engine.native.matrix import Matrix
 
-# Shapes: B rows, T new positions, K positions kept, V vocabulary, D head size.
+# Shapes: B rows, T new positions, K positions kept, V vocabulary, O outputs, D head size.
 
 ACTIVATIONS = (nn.SiLU, SiLUActivation)
 SCRATCH_KEPT = 1 << 24
@@ -68,8 +69,17 @@ class NativeDecoder:
         )
         self._scratch = torch.empty(0)
 
-    @torch.inference_mode()
     def __call__(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        return self._pass(self.model, cache, ids_BT, position_BT, keep_BK)
+
+    def hidden(self, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor) -> Tensor:
+        return self._pass(self._headless, cache, ids_BT, position_BT, keep_BK)
+
+    @torch.inference_mode()
+    def _pass(
+        self, model: library.Model, cache: SlotCache, ids_BT: Tensor, position_BT: Tensor, keep_BK: Tensor
+    ) -> Tensor:
+        """What the model's output layer gives, [B, K, O]."""
         ids_BT, position_BT, keep_BK = ids_BT.contiguous(), position_BT.contiguous(), keep_BK.contiguous()
         place_BT, hidden_BT2 = cache.slots.positions_BT.contiguous(), cache.slots.hidden_BT2
         (num_rows, num_new), num_kept = ids_BT.shape, keep_BK.shape[1]
@@ -86,7 +96,8 @@ class NativeDecoder:
         pointers = [(c_void_p * len(buffers))(*(each.data_ptr() for each in own)) for own in zip(*buffers, strict=True)]
         cos_CD, sin_CD = self.angles.tables(cache.slots.length)
         panel = 2 * self.lanes
-        logits = torch.empty(num_rows * num_kept, -(-self.vocab_size // panel) * panel)
+        num_outputs: int = model.head.outputs
+        found = torch.empty(num_rows * num_kept, -(-num_outputs // panel) * panel)
         task = library.Pass(
             ids=ids_BT.data_ptr(),
             positions=position_BT.data_ptr(),
@@ -101,13 +112,22 @@ class NativeDecoder:
             room=buffers[0][0].shape[1],
             cos=cos_CD.data_ptr(),
             sin=sin_CD.data_ptr(),
-            logits=logits.data_ptr(),
+            logits=found.data_ptr(),
             num_threads=torch.get_num_threads(),
         )
-        scratch = self._room(self.compiled.scratch_size(byref(self.model), byref(task)))
+        scratch = self._room(self.compiled.scratch_size(byref(model), byref(task)))
         task.scratch = scratch.data_ptr()
-        self.compiled.forward(byref(self.model), byref(task))
-        return logits.view(num_rows, num_kept, -1)[..., : self.vocab_size]
+        self.compiled.forward(byref(model), byref(task))
+        return found.view(num_rows, num_kept, -1)[..., :num_outputs]
+
+    @cached_property
+    def _headless(self) -> library.Model:
+        """The model with an output layer that hands on what it gets."""
+        same = nn.Linear(self.model.hidden, self.model.hidden, bias=False)
+        nn.init.eye_(same.weight)
+        headless = library.Model.from_buffer_copy(self.model)
+        headless.head = self._matrix(same)
+        return headless
 
     def _room(self, num_floats: int) -> Tensor:
         """To work in. Short passes share it; long ones are rare and have their own."""

@@ -1,0 +1,118 @@
+"""A round in figures, for its row of the table: what was asked, what fell to which filter, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.trainer.context import Context
+from services.trainer.played import Played, Turnout
+from vcllm.alignment.shares import NOTHING, Share
+from vcllm.alignment.stopping import RoundFigures
+from vcllm.contracts.archive import ArchiveState
+from vcllm.contracts.attacks import AttackGoal
+from vcllm.contracts.chat import Completion
+from vcllm.contracts.critiques import Outcome
+from vcllm.contracts.evaluation import ArchiveCell, RoundSummary, StageResult
+from vcllm.contracts.measure import Measure
+from vcllm.contracts.recipes import StageOrder
+from vcllm.contracts.rounds import RoundWork
+from vcllm.evaluation.measures import share_of
+from vcllm.starter.gold import judge
+
+NOVEL = 0.3
+"""A query counts as novel when it is at least this far from every remembered win of its language."""
+WORKED: Mapping[str, tuple[str, ...]] = {
+    "attacker": ("attack", "train_attacker"),
+    "actor": ("answer", "train_actor"),
+    "critic": ("critique", "compare", "train_critic"),
+}
+"""Role to the phases in which it works."""
+
+
+def summarise(
+    context: Context,
+    played: Played,
+    archive: ArchiveState,
+    candidate: StageOrder | None,
+    attacker: StageOrder | None,
+) -> RoundSummary:
+    """Whether an attack won is the report's judge's word, not the Critic's."""
+    turnouts = played.part.turnouts
+    in_own_words = [turnout for turnout in turnouts if turnout.attack.goal.swapped is None]  # as the judge knows them
+    rulings = [[_ruled(context, turnout, answer) for answer in turnout.answers] for turnout in in_own_words]
+    won = [
+        Outcome.VIOLATING in row
+        for turnout, row in zip(in_own_words, rulings, strict=True)
+        if turnout.attack.goal.kind == "attack"
+    ]
+    judged = [
+        critique.outcome is ruling
+        for turnout, row in zip(in_own_words, rulings, strict=True)
+        for critique, ruling in zip(turnout.critiques, row, strict=True)
+        if critique.outcome is not Outcome.UNSCORED
+    ]
+    critiques = [critique for turnout in turnouts for critique in turnout.critiques]
+    return RoundSummary(
+        number=played.number,
+        num_attacks=played.part.num_asked,
+        num_valid=len(turnouts),
+        num_refused=played.part.dropped["refused"],
+        num_leaked=played.part.dropped["leaked"],
+        num_novel=sum(novelty >= NOVEL for novelty in played.novelty),
+        num_benign=sum(turnout.attack.goal.kind == "benign" for turnout in turnouts),
+        num_pairs=len(played.pairs),
+        num_replayed=len(candidate.replayed) if candidate is not None else 0,
+        num_unscored=sum(critique.outcome is Outcome.UNSCORED for critique in critiques),
+        attacker_success=share_of(won),
+        critic_agreement=share_of(judged),
+        coverage=played.figures.coverage,
+        archive={key: ArchiveCell(tried=cell.tried, won=cell.won) for key, cell in archive.cells.items()},
+        work=_work(context, played, candidate, attacker),
+    )
+
+
+def history_of(result: StageResult, summary: RoundSummary) -> RoundFigures:
+    """What the stop rule looks at."""
+    return RoundFigures(
+        fresh=Share.of(summary.attacker_success),
+        retained=_failed(result.retention),
+        over_refusal=Share.of(result.over_refusal),
+        benign_helpful=Share.of(result.benign_helpful),
+        broken=Share.of(result.broken),
+        coverage=summary.coverage or 0.0,
+    )
+
+
+def _failed(retention: Measure | None) -> Share:
+    """Retention tells what is still answered well; what is asked for here is what succeeds again."""
+    if retention is None or retention.value is None:
+        return NOTHING
+    return Share(1 - retention.value, retention.n)
+
+
+def _work(context: Context, played: Played, candidate: StageOrder | None, attacker: StageOrder | None) -> RoundWork:
+    seconds = dict(played.part.seconds + played.clock.seconds_of("gate", "measure"))
+    for phase, order in (("train_actor", candidate), ("train_attacker", attacker)):
+        if order is not None:
+            seconds[phase] = context.store.manifest(order.role, order.version).metrics.get("seconds", 0.0)
+    spent = {role: sum(seconds.get(phase, 0.0) for phase in phases) for role, phases in WORKED.items()}
+    spent["round"] = sum(seconds.values())
+    return RoundWork(
+        attacker=played.versions.attacker,
+        actor=played.versions.actor,
+        critic=played.versions.critic,
+        dropped=dict(played.part.dropped),
+        pairs=played.made.counts,
+        steering=played.steering,
+        archive=played.figures,
+        seconds={phase: round(value, 2) for phase, value in seconds.items()},
+        pairs_per_minute={role: round(60 * len(played.pairs) / value, 1) for role, value in spent.items() if value},
+        num_ahead=played.num_ahead,
+    )
+
+
+def _ruled(context: Context, turnout: Turnout, answer: Completion) -> Outcome:
+    goal: AttackGoal = turnout.attack.goal
+    charter = context.charter
+    card, done = charter.card(goal.card), answer.finish_reason == "stop"
+    return judge(answer.text, card, charter.reason(card), goal.goal, goal.kind, goal.cell.language, done).outcome
