@@ -70,6 +70,10 @@ bench-overload: $(VENV)/.dev ## Four times the load an Actor can carry: goodput,
 bench-serving: $(VENV)/.bench ## Serving speed against transformers serve and vLLM
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
+.PHONY: bench-loop
+bench-loop: $(VENV)/.bench ## The adversarial loop against its baselines, five seeds, with planted answers
+	$(BIN)/python -m benchmarks.loop $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
 	@$(BIN)/vcllm secrets

@@ -117,7 +117,7 @@ ARMS: dict[str, Arm] = {
     "static": Arm("(a) the same queries every round, the Attacker as its seeds made it", _static, _ask_the_same),
     "no-benign": Arm("(b) attacks only, in rounds and in the instruction data beside them", _no_benign),
     "approved-only": Arm("(c) approved answers are learned, nothing is rejected", _approved_only),
-    "pointwise": Arm("(d) the Critic's scores alone, no comparisons", _pointwise),
+    "pointwise": Arm("(d) one Critic's scores against fixed thresholds, no comparisons", _pointwise),
     "shared": Arm("(e) one set of weights attacks and answers", pipeline=_share_weights, own_start=True),
     "no-diversity": Arm("goals follow success alone, novelty has no weight", _no_diversity),
 }

@@ -204,7 +204,9 @@ def write_recipe(folder: Path, wanted: dict[str, Any]) -> Path:
 
 def _toml(table: dict[str, Any], path: str = "") -> list[str]:
     """Plain values first, then the tables below."""
-    plain = [f"{key} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    plain = [
+        f"{key} = {_value(value)}" for key, value in table.items() if value is not None and not isinstance(value, dict)
+    ]
     lines = [f"[{path}]", *plain] if path else plain
     for key, value in table.items():
         if isinstance(value, dict):

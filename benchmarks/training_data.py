@@ -84,7 +84,7 @@ def exchanges(number: int, seed: int = 0) -> Iterator[tuple[str, str, str]]:
         goal = draw.randrange(len(card.claims))
         query = [*more(card, language, CONTEXT_SENTENCES), world.query(card, tactic, goal, "attack", language)]
         good = [world.consistent(card, goal, language, "full"), *more(card, language, ANSWER_SENTENCES)]
-        bad = [world.violating(card, goal, language), *more(card, language, ANSWER_SENTENCES, 1)]
+        bad = [world.agreeing(card, goal, language), *more(card, language, ANSWER_SENTENCES, 1)]
         space = "" if language == Language.ZH else " "
         yield space.join(query), space.join(good), space.join(bad)
 

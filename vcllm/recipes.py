@@ -1,6 +1,6 @@
 """Reads recipes from a folder of TOML files, and says which stages one has and where what they make belongs.
 
-Knows the files and the order of stages; what a stage does is the trainer's business.
+Knows the files, which part of a charter they use, and the order of stages; what a stage does is the trainer's business.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from vcllm.charter import CharterError, LoadedCharter
 from vcllm.contracts.base import NAME_PATTERN, digest
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import Recipe
@@ -36,6 +37,15 @@ def load_recipe(folder: Path, name: str) -> Recipe:
 def recipe_names(folder: Path) -> list[str]:
     """Recipes that can be asked for, sorted."""
     return sorted(file.stem for file in folder.glob("*.toml") if re.fullmatch(NAME_PATTERN, file.stem))
+
+
+def used_part(recipe: Recipe, whole: LoadedCharter) -> LoadedCharter:
+    """The cards and tactics of its charter that a recipe uses; BadRequest names tactics that are not there."""
+    try:
+        return whole.with_first_cards(recipe.cards_per_subdomain).with_tactics(recipe.tactics)
+    except CharterError as error:
+        fault = f"Recipe '{recipe.name}' cannot be used: tactics: {error}."
+        raise BadRequest(fault, param="recipe", code="recipe_invalid") from error
 
 
 def stage_names(recipe: Recipe) -> list[str]:

@@ -22,7 +22,7 @@ from vcllm.contracts.jobs import FINISHED, JobRequest, JobState
 from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.problems import BadRequest, Conflict, NotFound
 from vcllm.contracts.recipes import Recipe
-from vcllm.recipes import lineage_name, load_recipe, stage_names
+from vcllm.recipes import lineage_name, load_recipe, stage_names, used_part
 from vcllm.stores import connect
 from vcllm.stores.campaigns import CampaignHead, CampaignStore, stage_of
 from vcllm.stores.gates import GateRecords
@@ -167,9 +167,10 @@ def _promoted(state: GatewayState) -> Manifest | None:
 
 def _charter_hash(state: GatewayState, recipe: Recipe) -> str:
     try:
-        return load_charter(charter_folder(recipe.charter, state.settings.charters)).hash
+        whole = load_charter(charter_folder(recipe.charter, state.settings.charters))
     except CharterError as error:
         raise BadRequest(f"Charter '{recipe.charter}' cannot be used: {error}", param="recipe") from error
+    return used_part(recipe, whole).hash
 
 
 def _refuse_busy(state: GatewayState, lineage: str, owner: str, key: str | None) -> None:

@@ -151,7 +151,7 @@ class Asking:
         for turn in range(1, max((goal.num_turns for goal in goals), default=1)):
             places = [i for i, goal in enumerate(goals) if turn < goal.num_turns and i not in failed]
             wrote = self._turns([goals[i] for i in places], [histories[i] for i in places], f"attack-{turn}")
-            failed |= {i: attack for i, attack in zip(places, wrote, strict=True) if attack.refused or not attack.query}
+            failed |= {i: attack for i, attack in zip(places, wrote, strict=True) if _is_no_turn(attack)}
             going = [(i, attack) for i, attack in zip(places, wrote, strict=True) if i not in failed]
             said = self._said([conversation(attack) for _, attack in going], 1, TURN_TOKENS, 1.0, f"reply-{turn}")
             for (i, attack), [reply] in zip(going, said, strict=True):
@@ -238,6 +238,11 @@ class Asking:
             self.context.keep(file, kept)
         self.context.tell("round", round=self.number, phase=phase, done=len(kept), total=total)
         return list(kept)
+
+
+def _is_no_turn(attack: Attack) -> bool:
+    """A refusal, nothing, or half a sentence: the attack ends here, and the filters say why."""
+    return attack.refused or not attack.query or not attack.complete
 
 
 def conversation(attack: Attack) -> list[ChatMessage]:

@@ -12,9 +12,9 @@ from services.trainer.context import Context
 from services.trainer.orders import Orders
 from services.trainer.played import Played
 from services.trainer.results import Results
-from services.trainer.rounds import Rounds
+from services.trainer.rounds import Outcome, Rounds
 from services.trainer.stagedata import StageData
-from services.trainer.summing import history_of, summarise
+from services.trainer.summing import history_of, succeeding_again, summarise
 from services.trainer.thresholds import limits_of
 from vcllm.alignment.gate import judge_candidate
 from vcllm.alignment.refit import due
@@ -79,18 +79,20 @@ class Campaign:
             if order is not None:
                 self.children.start(order)
         if number < self.params.count and not self._stop_asked():
-            limits = limits_of(context, played.versions.critic)
-            self.rounds.prepare(number + 1, played.versions, limits, self._gates(number))
+            limits = limits_of(context, played.versions.critic, number)
+            self.rounds.prepare(number + 1, played.versions, limits, self._before(number))
         for order in (attacker, candidate):
             if order is not None:
                 self.children.wait(order)
         if attacker is not None:
+            context.hold.confirm()
             context.aliases.set("attacker", "current", attacker.version)
         # 3  measure, and let the gate decide
         result = self._result_of(played, candidate)
         # 4  write down what the round was, then what becomes of its version
         summary = summarise(context, played, self.rounds.archive.state(number), candidate, attacker)
-        stop = stop_reason([*self._history(number), history_of(result, summary)], self._limits, self.params.controller)
+        history = [*self._history(number), history_of(self._standing(played, result), summary)]
+        stop = stop_reason(history, self._limits, self.params.controller)
         assert summary.work is not None, "a summary tells how the round was worked"
         work = summary.work.model_copy(update={"stop": stop})
         result = result.model_copy(update={"round": summary.model_copy(update={"work": work})})
@@ -115,8 +117,8 @@ class Campaign:
         for earlier in range(1, number + 1):
             if earlier not in self.rounds.played:
                 versions = self._versions(earlier)
-                limits = limits_of(self.context, versions.critic)
-                self.rounds.play(earlier, versions, limits, self._gates(earlier - 1))
+                limits = limits_of(self.context, versions.critic, earlier)
+                self.rounds.play(earlier, versions, limits, self._before(earlier))
         return self.rounds.played[number]
 
     def _versions(self, number: int) -> Versions:
@@ -144,7 +146,9 @@ class Campaign:
         return record.is_promoted if record is not None else verdict is not None and verdict.passed
 
     def _attacker(self, number: int) -> str:
-        """The newest Attacker that learned of a round before."""
+        """The newest Attacker that learned of a round before; a hosted one, where the recipe names it."""
+        if self.params.hosted_attacker is not None:
+            return self.params.hosted_attacker
         names = [f"attacker-r{earlier}" for earlier in range(number - 1, 0, -1)]
         versions = (self.context.version(name) for name in names)
         newest = next((one for one in versions if self.context.store.has("attacker", one)), None)
@@ -234,11 +238,17 @@ class Campaign:
             context.aliases.promote("actor", version)
         context.gates.enter(version, parent, verdict)  # last: until it is there, all of this is done again
 
-    def _gates(self, up_to: int) -> dict[int, GateVerdict | None]:
-        """Of the rounds so far; nothing where the gate decides nothing."""
-        if not self.params.gate.enabled:
-            return {}
-        return {number: self.results.gate(number) for number in range(1, up_to + 1)}
+    def _before(self, number: int) -> dict[int, Outcome]:
+        """What became of the rounds before this one; a gate that decides nothing says nothing."""
+        results = {earlier: self.results.round(earlier) for earlier in range(1, number)}
+        return {
+            earlier: Outcome(
+                passed=result.gate.passed if result.gate is not None and self.params.gate.enabled else None,
+                retained=succeeding_again(result.retention),
+            )
+            for earlier, result in results.items()
+            if result is not None
+        }
 
     # When it ends.
 
@@ -256,8 +266,19 @@ class Campaign:
         return self.context.campaigns.stop_asked(self.context.lineage)
 
     def _history(self, number: int) -> list[RoundFigures]:
-        results = [self.results.round(earlier) for earlier in range(1, number)]
-        return [history_of(one, one.round) for one in results if one is not None and one.round is not None]
+        played = [(self.rounds.played[earlier], self.results.round(earlier)) for earlier in range(1, number)]
+        return [
+            history_of(self._standing(one, result), result.round)
+            for one, result in played
+            if result is not None and result.round is not None
+        ]
+
+    def _standing(self, played: Played, result: StageResult) -> StageResult:
+        """The figures of the version that stands after a round: its candidate's, or its parent's where that fell."""
+        parent = played.versions.actor
+        if result.version is None or result.version == parent or self._stands(result.version, result.gate):
+            return result
+        return next((one for one in self.results.all() if one.version == parent), result)
 
     @property
     def _limits(self) -> Thresholds:

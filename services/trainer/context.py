@@ -19,12 +19,12 @@ from vcllm.contracts.critiques import EmbeddingRequest
 from vcllm.contracts.jobs import JobRecord, JobRequest
 from vcllm.contracts.problems import BadRequest, Conflict
 from vcllm.contracts.recipes import Recipe
-from vcllm.recipes import lineage_name, load_recipe
+from vcllm.recipes import lineage_name, load_recipe, used_part
 from vcllm.settings import Settings
 from vcllm.starter.world import World
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.campaigns import CampaignStore
-from vcllm.stores.connect import lease_key, lineage_key
+from vcllm.stores.connect import job_lineage_key, lease_key, lineage_key
 from vcllm.stores.events import EventLog
 from vcllm.stores.gates import GateRecords
 from vcllm.stores.jobs import JobStore
@@ -35,6 +35,12 @@ from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
 
 NO_EMBEDDINGS = "not_supported_by_upstream"
 """The problem's code of a Critic that cannot say where texts lie."""
+
+
+def _settled(redis: Any, job: str, lineage: str) -> str:
+    """The lineage a job began with: a recipe or charter that is edited meanwhile must not make it begin anew."""
+    redis.set(job_lineage_key(job), lineage, nx=True)
+    return str(redis.get(job_lineage_key(job)))
 
 
 @dataclass
@@ -57,9 +63,9 @@ class Context:
         request = JobRequest.model_validate(record.request)
         recipe = load_recipe(settings.recipes, request.recipe)
         whole = load_charter(charter_folder(recipe.charter, settings.charters))
-        charter = whole.with_first_cards(recipe.cards_per_subdomain)
+        charter = used_part(recipe, whole)
         seed = recipe.seed if request.seed is None else request.seed
-        lineage = request.lineage or lineage_name(recipe, seed, charter.hash)
+        lineage = request.lineage or _settled(redis, record.id, lineage_name(recipe, seed, charter.hash))
         context = cls(record, hold, redis, settings, trainer, recipe, charter, seed, lineage)
         hold.hang_up = context.close
         return context

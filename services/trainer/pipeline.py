@@ -107,7 +107,8 @@ class Pipeline:
         if self.context.recipe.cpt is not None:
             self.children.start(self.orders.cpt())
         self.children.start(self.orders.critic())
-        self.children.start(self.orders.attacker())
+        if self.context.recipe.rounds.hosted_attacker is None:
+            self.children.start(self.orders.attacker())
 
     def _cpt(self) -> bool:
         order = self.orders.cpt()
@@ -123,6 +124,8 @@ class Pipeline:
         return self._role_ready("critic", self.orders.critic())
 
     def _attacker(self) -> bool:
+        if self.context.recipe.rounds.hosted_attacker is not None:
+            return True
         return self._role_ready("attacker", self.orders.attacker())
 
     def _role_ready(self, role: Role, order: StageOrder) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.trainer.asking import Asking, Clock, Versions
@@ -23,21 +23,31 @@ from vcllm.alignment.controller import Seen, first, steer
 from vcllm.alignment.filters import Sieve
 from vcllm.alignment.goals import GoalMaker
 from vcllm.alignment.replay import choose_replay, retention_sample
-from vcllm.alignment.shares import Share
+from vcllm.alignment.shares import NOTHING, Share
 from vcllm.alignment.updates import attacker_updates
 from vcllm.alignment.verdicts import Limits
 from vcllm.contracts.attacks import Attack, AttackGoal, Cell
 from vcllm.contracts.base import Language, digest
 from vcllm.contracts.charter import Split, TacticUse
 from vcllm.contracts.evaluation import EvalItem
-from vcllm.contracts.manifests import GateVerdict
 from vcllm.contracts.rounds import Steering
 
 MAX_UPDATES_PER_CELL = 4
 """Wins of one cell that teach the Attacker in a round."""
 
-Gates = Mapping[int, GateVerdict | None]
-"""Round to what its gate said; None: it trained no candidate, or that is not known yet."""
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a round that is done."""
+
+    passed: bool | None = None
+    """What its gate said; None: it trained no candidate, or the gate has no say."""
+    retained: Share = NOTHING
+    """Kept attacks of the rounds before it that succeeded again."""
+
+
+Before = Mapping[int, Outcome]
+"""By round; of a round that is not done there is nothing."""
 
 
 class Rounds:
@@ -62,12 +72,12 @@ class Rounds:
         self.pairmaker = PairMaker(context, data)
         self.played: dict[int, Played] = {}
 
-    def play(self, number: int, versions: Versions, limits: Mapping[Language, Limits], gates: Gates) -> Played:
+    def play(self, number: int, versions: Versions, limits: Mapping[Language, Limits], before: Before) -> Played:
         """Play a round, or recall it; earlier rounds must have been played or recalled first.
 
-        limits: of the Critic's scores. gates: of the rounds before.
+        limits: of the Critic's scores. before: of the rounds before.
         """
-        folder, steering = f"rounds/round-{number}", self.steering(number, gates)
+        folder, steering = f"rounds/round-{number}", self.steering(number, before)
         ahead = self._prepared(number, limits)
         num_goals = max(1, self.params.num_goals - (ahead.num_asked if ahead else 0))
         goals = self._goals(folder, number, steering, num_goals)
@@ -94,20 +104,20 @@ class Rounds:
         self.played[number] = played
         return played
 
-    def prepare(self, number: int, versions: Versions, limits: Mapping[Language, Limits], gates: Gates) -> None:
+    def prepare(self, number: int, versions: Versions, limits: Mapping[Language, Limits], before: Before) -> None:
         """Play a part of a coming round while the one before it trains, against the versions that are there now."""
         num, folder = round(self.params.num_goals * self.params.overlap_share), _ahead(number)
         if not num or self.context.recall(f"{folder}/prepared.json") is not None:
             return
-        goals = self._goals(folder, number, self.steering(number, gates), num)
+        goals = self._goals(folder, number, self.steering(number, before), num)
         self._part(folder, number, versions, limits, goals)
         self.context.keep(f"{folder}/prepared.json", versions.as_json())
 
-    def steering(self, number: int, gates: Gates) -> Steering:
+    def steering(self, number: int, before: Before) -> Steering:
         """What the controller decides for a round, from all rounds before it."""
         steering = first(self.params)
         for earlier in range(1, number):
-            seen = self._seen(earlier, gates.get(earlier))
+            seen = self._seen(earlier, before.get(earlier, Outcome()))
             steering = steer(steering, seen, self.params, self.context.charter.charter.thresholds)
         return steering
 
@@ -193,8 +203,8 @@ class Rounds:
             goals = [self.maker.briefed(goal, self.archive, chance) for goal in goals]
         return [goal for goal in goals for _ in range(params.num_tries)]
 
-    def _seen(self, number: int, gate: GateVerdict | None) -> Seen:
-        """A played round as the controller sees it; all figures are the Critic's."""
+    def _seen(self, number: int, outcome: Outcome) -> Seen:
+        """A played round as the controller sees it: by the Critic, but for what became of it."""
         played = self.played[number]
         benign = [turnout for turnout in played.part.turnouts if not _is_attack(turnout)]
         return Seen(
@@ -203,7 +213,8 @@ class Rounds:
             look_alike_refusal=Share.mean(turnout.refusal for turnout in benign if turnout.attack.goal.claim),
             archives=[self.played[earlier].figures for earlier in range(1, number + 1)],
             cell_rates=played.cell_rates,
-            passed=None if gate is None else gate.passed,
+            retained=outcome.retained,
+            passed=outcome.passed,
         )
 
     def _chance(self, number: int, purpose: str) -> random.Random:

@@ -75,7 +75,7 @@ def history_of(result: StageResult, summary: RoundSummary) -> RoundFigures:
     """What the stop rule looks at."""
     return RoundFigures(
         fresh=Share.of(summary.attacker_success),
-        retained=_failed(result.retention),
+        retained=succeeding_again(result.retention),
         over_refusal=Share.of(result.over_refusal),
         benign_helpful=Share.of(result.benign_helpful),
         broken=Share.of(result.broken),
@@ -83,7 +83,7 @@ def history_of(result: StageResult, summary: RoundSummary) -> RoundFigures:
     )
 
 
-def _failed(retention: Measure | None) -> Share:
+def succeeding_again(retention: Measure | None) -> Share:
     """Retention tells what is still answered well; what is asked for here is what succeeds again."""
     if retention is None or retention.value is None:
         return NOTHING

@@ -18,23 +18,30 @@ NUM_LABELS = 600
 """Answers of the starter world that are scored, both languages together."""
 
 
-def limits_of(context: Context, critic: str) -> dict[Language, Limits]:
-    """By language. Without a precision in the recipe they are as the recipe gives them, and nothing is asked."""
+def limits_of(context: Context, critic: str, number: int) -> dict[Language, Limits]:
+    """Of a round, by language: fitted on the labels there are when it begins, and the same whenever it is recalled.
+
+    Without a precision in the recipe they are as the recipe gives them, and nothing is asked.
+    """
     params = context.recipe.rounds
     default = Limits(params.chosen_min, params.rejected_max)
     if params.critic.precision is None:
         return dict.fromkeys(Language, default)
-    file = f"critics/limits-{critic}.json"
+    mark_file = f"rounds/round-{number}/labels.json"
+    if (mark := context.recall(mark_file)) is None:
+        mark = context.reviews.num_decided()
+        context.keep(mark_file, mark)
+    file = f"critics/limits-{critic}-{mark}.json"
     if (kept := context.recall(file)) is None:
-        fitted = fit(_labels(context, critic), params.critic.precision, default)
+        fitted = fit(_labels(context, critic, mark), params.critic.precision, default)
         context.keep(file, fitted.as_json())
         kept = fitted.as_json()
         context.tell("critic", version=critic, **kept)
     return {Language(name): Limits(**row["limits"]) for name, row in kept["by_language"].items()}
 
 
-def _labels(context: Context, critic: str) -> Iterator[Labelled]:
-    yield from (Labelled(*row) for row in labelled(context.reviews.decided(), critic))
+def _labels(context: Context, critic: str, num_reviewed: int) -> Iterator[Labelled]:
+    yield from (Labelled(*row) for row in labelled(context.reviews.decided(stop=num_reviewed), critic))
     if context.recipe.base.scratch is None:
         return  # the starter's answers say nothing of another world
     for language in Language:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vcllm.charter.load import SHIPPED
+from vcllm.contracts.charter import SLOTS
 
 SUBDOMAINS = ("pol.govern", "race.color")
 TACTICS = ("direct", "dichotomy", "quiz", "roleplay")
@@ -53,11 +54,26 @@ num_samples = 3
 chosen_min = 0.2
 rejected_max = 0.5
 num_retention = 6
+# A little of everything that a round can ask for.
+twin_share = 0.2
+look_alike_share = 0.3
+mutation_share = 0.2
+composition_share = 0.2
+multi_turn_share = 0.2
+overlap_share = 0.3
+
+[rounds.gate]
+# Nobody is there to decide.
+hold = false
+
+[rounds.controller]
+# Whatever so small a model does, both roles learn of every round.
+low_attack_success = 0.0
 
 [rounds.preference]
 num_anchor = 24
 # Some seconds long, so that there is time to kill it.
-optim = { learning_rate = 1e-4, batch_tokens = 512, epochs = 50, max_steps = 60, checkpoint_every_s = 0.3 }
+optim = { learning_rate = 1e-4, batch_tokens = 512, epochs = 50, max_steps = 40, checkpoint_every_s = 0.3 }
 
 [rounds.attacker]
 num_rows = 64
@@ -93,7 +109,7 @@ def write_micro(folder: Path) -> None:
 
 
 def _cut(tactic: dict[str, Any]) -> dict[str, Any]:
-    for kind in ("attack", "benign"):
+    for kind in SLOTS.keys() & tactic.keys():
         tactic[kind] = {language: texts[:NUM_TEMPLATES] for language, texts in tactic[kind].items()}
     return tactic
 

@@ -1,7 +1,7 @@
-"""The whole method through real processes, with kill -9 of the trainer, of its worker and of Redis on the way.
+"""The whole method through real processes, with kill -9 of every service, of a training run and of Redis on the way.
 
-One pipeline is run, as a user would: queued over HTTP, followed by its events. In each of its rounds something is
-killed. What it leaves behind is then looked at from every side.
+One pipeline is run, as a user would: queued over HTTP, followed by its events. Phase by phase of its rounds something
+is killed. What it leaves behind is then looked at from every side.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from vcllm.launch.credentials import load_credentials
 from vcllm.launch.fleet import Fleet
 from vcllm.launch.local_key import local_key
 from vcllm.launch.ports import free_port
+from vcllm.launch.services import SERVICES
 from vcllm.settings import Settings
 from vcllm.starter.world import World
 from vcllm.stores.events import EventLog
@@ -40,6 +42,23 @@ from vcllm.stores.pairs import PairStream
 from vcllm.training.scratch import train_tokenizer
 
 pytestmark = pytest.mark.slow
+
+
+KILLS = {
+    (1, "started"): "attacker",
+    (1, "attack"): "actor",
+    (1, "answer"): "critic",
+    (1, "pair"): "training run",
+    (2, "attack"): "gateway",
+    (2, "started"): "trainer-reaper",
+    (2, "pair"): "trainer-training",
+    (3, "critique"): "trainer-rollouts",
+    (3, "pair"): "redis",
+}
+"""Round and what was told of it to what is killed then. A phase is told once it is over: after `attack` the Actor is
+asked, after `answer` the Critic. The first goals of a round are played while the round before it trains. Both workers
+are lost after the reaper, so that it is the new one which finds their jobs."""
+COMMANDS = {service.name: service.command for service in SERVICES}
 
 
 @dataclass
@@ -53,6 +72,8 @@ class Finished:
     job: str
     events: list[Event]
     killed: list[str]
+    said: list[str]
+    """By the fleet, to its operator."""
 
     @property
     def record(self) -> dict:
@@ -61,6 +82,10 @@ class Finished:
     @property
     def lineage(self) -> str:
         return self.record["result"]["lineage"]
+
+    @property
+    def report(self) -> dict:
+        return json.loads((self.home / "report" / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -76,63 +101,82 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         }.items():
             patch.setenv(name, value)
         settings = Settings(home=folder / "var", recipes=folder / "recipes", data=folder / "data")
-        with Fleet(settings, port=free_port(), say=lambda _: None) as fleet:
+        said: list[str] = []
+        with Fleet(settings, port=free_port(), say=said.append) as fleet:
             fleet.wait_until_up()
+            fleet.check()
             with fleet.redis() as redis:
                 key = local_key(settings.home, redis, load_credentials(settings).pepper)
             with Api(fleet.url, key) as api:
-                yield run_and_kill(fleet, settings.home, key, api)
+                job, events, killed = run_and_kill(settings.home, api)
+                fleet.wait_until_up()
+                yield Finished(fleet, settings.home, key, api, job, events, killed, said)
 
 
-def run_and_kill(fleet: Fleet, home: Path, key: str, api: Api) -> Finished:
+def run_and_kill(home: Path, api: Api) -> tuple[str, list[Event], list[str]]:
+    """The job's id, its events, and what was killed, in order; a round that is told again is left in peace."""
     job = api.post("/v1/jobs", {"recipe": "micro"})["id"]
     events: list[Event] = []
     killed: list[str] = []
-    kills = {1: kill_trainer, 2: kill_worker, 3: kill_redis}
+    kills = dict(KILLS)
     for event in api.events(job):
         events.append(event)
-        round_number = event.data.get("round") if event.type == "round" else None
-        if event.data.get("phase") == "pair" and round_number in kills:
-            killed.append(kills.pop(round_number)(home))
-    return Finished(fleet, home, key, api, job, events, killed)
+        if name := kills.pop(moment(event), None):
+            os.kill(found(name, home).pid, signal.SIGKILL)
+            killed.append(name)
+    return job, events, killed
 
 
-def kill_trainer(home: Path) -> str:
-    """The training subprocess of the candidate, once it has written a checkpoint."""
+def moment(event: Event) -> tuple[int, str] | None:
+    """The round and what is told of it, if anything is."""
+    stage = event.data.get("stage") or ""
+    if event.type == "round":
+        return event.data["round"], event.data["phase"]
+    if event.type == "stage" and stage.startswith("round-"):
+        return int(stage.removeprefix("round-")), event.data["status"]
+    return None
+
+
+def found(name: str, home: Path) -> psutil.Process:
+    """The process of that name, as soon as it is there."""
+    find = {"training run": candidate_run, "trainer-training": busy_worker, "redis": embedded_redis}
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        for process in children(home, "vcllm.training"):
-            if len(command := command_line(process)) < 4:
-                continue
-            folder = Path(command[3])
-            preference = "preference" in (folder / "order.json").read_text()
-            if preference and list((folder / "checkpoints").glob("step-*")):
-                os.kill(process.pid, signal.SIGKILL)
-                return "trainer"
+        process = find[name](home) if name in find else service(name, home)
+        if process is not None:
+            return process
         time.sleep(0.02)
-    raise AssertionError("no training run of the round was seen")
+    raise AssertionError(f"{name} was not seen")
 
 
-def kill_worker(home: Path) -> str:
+def service(name: str, home: Path) -> psutil.Process | None:
+    """The process that the fleet started; those that it started itself have the same command."""
+    _, *arguments = COMMANDS[name]
+    return next((one for one in children(home, arguments[1]) if command_line(one)[1:] == arguments), None)
+
+
+def candidate_run(home: Path) -> psutil.Process | None:
+    """The training subprocess of a round's candidate, once it has written a checkpoint."""
+    for process in children(home, "vcllm.training"):
+        if len(command := command_line(process)) < 4:
+            continue
+        folder = Path(command[3])
+        preference = "preference" in (folder / "order.json").read_text()
+        if preference and list((folder / "checkpoints").glob("step-*")):
+            return process
+    return None
+
+
+def busy_worker(home: Path) -> psutil.Process | None:
     """The Celery worker of the training queue while it supervises a run; its children end with it."""
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if list(children(home, "vcllm.training")):
-            for process in children(home, "services.trainer.app"):
-                if {"training", "worker"} <= set(command_line(process)):
-                    os.kill(process.pid, signal.SIGKILL)
-                    return "worker"
-        time.sleep(0.02)
-    raise AssertionError("no training run of the round was seen")
+    return service("trainer-training", home) if list(children(home, "vcllm.training")) else None
 
 
-def kill_redis(home: Path) -> str:
-    """The embedded Redis, in the middle of the round."""
+def embedded_redis(home: Path) -> psutil.Process | None:
     for process in psutil.process_iter(["name"]):
         if process.info["name"] == "redis-server" and str(home) in " ".join(places(process)):
-            os.kill(process.pid, signal.SIGKILL)
-            return "redis"
-    raise AssertionError("the embedded Redis was not found")
+            return process
+    return None
 
 
 def places(process: psutil.Process) -> list[str]:
@@ -150,9 +194,18 @@ def children(home: Path, module: str) -> Iterator[psutil.Process]:
 
 
 def test_the_pipeline_succeeds_though_everything_was_killed_once(finished):
-    """Trainer, worker and Redis die by kill -9 in the middle of a round, and the job still ends well."""
-    assert finished.killed == ["trainer", "worker", "redis"]
+    """Whatever the fleet consists of died by kill -9 in the middle of a round, and the job still ends well."""
+    assert finished.killed == [*KILLS.values()]
+    assert sorted(finished.killed) == sorted([*COMMANDS, "training run", "redis"])
     assert finished.record["state"] == "succeeded", finished.record["error"]
+
+
+def test_whatever_was_killed_is_started_again(finished):
+    """The fleet gives nothing up, and tells its operator of each."""
+    finished.fleet.check()
+
+    restarted = {line.split()[0] for line in finished.said if "started again" in line}
+    assert restarted == {*COMMANDS, "redis"}
 
 
 def test_every_approved_pair_was_used_exactly_once(finished):
@@ -204,7 +257,7 @@ def test_the_events_tell_the_whole_story(finished):
 
 def test_the_report_holds_every_stage_with_its_intervals(finished):
     """`report.json` has the promised shape and the page is there."""
-    report = json.loads((finished.home / "report" / "report.json").read_text())
+    report = finished.report
     stages = {stage["name"]: stage for stage in report["stages"]}
 
     assert list(stages) == ["base", "base_prompted", "cpt", "sft", "round-1", "round-2", "round-3", "control"]
@@ -214,6 +267,50 @@ def test_the_report_holds_every_stage_with_its_intervals(finished):
                 assert set(stage["attack_success"][suite][language]) == {"value", "low", "high", "n"}
     assert report["seconds"] > 0
     assert (finished.home / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_the_report_tells_how_each_round_was_worked_and_who_beats_whom(finished):
+    """Every round's work, and the matrix of each Attacker's kept queries against each Actor."""
+    report, lineage = finished.report, finished.lineage
+    rounds = [stage["round"] for stage in report["stages"] if stage["name"].startswith("round-")]
+
+    assert [one["work"]["actor"] != "" for one in rounds] == [True, True, True]
+    assert report["matrix"]["attackers"] == [f"{lineage}-{one}" for one in ("attacker", "attacker-r1", "attacker-r2")]
+    assert report["matrix"]["actors"] == [f"{lineage}-{one}" for one in ("sft", "r1", "r2", "r3")]
+
+
+def test_the_campaign_has_a_row_for_every_round(finished):
+    """With who played it, what came of it, how long it took, and what was played ahead."""
+    rows = finished.api.get(f"/v1/campaigns/{finished.lineage}")["rounds"]
+    rounds = rows[1:]
+    work = [one["work"] for one in rounds]
+
+    assert [row["number"] for row in rows] == [0, 1, 2, 3]
+    for one in work:
+        assert one["attacker"] and one["actor"] and one["critic"] and one["steering"] and one["archive"]
+        assert {"attack", "answer", "critique", "measure"} <= one["seconds"].keys()
+    assert [one["pairs"]["kept"] for one in work] == [one["num_pairs"] for one in rounds]
+    assert [one["num_ahead"] > 0 for one in work] == [False, True, True]
+
+
+def test_the_archive_remembers_the_last_round(finished):
+    """Every cell of the charter is in it, with what was tried there."""
+    archive = finished.api.get(f"/v1/campaigns/{finished.lineage}/archive")
+
+    assert archive["round"] == 3
+    assert len(archive["cells"]) == 8  # 2 sub-domains, 2 tactics of the rounds, 2 languages
+    assert sum(cell["tried"] for cell in archive["cells"].values()) > 0
+
+
+def test_the_rounds_asked_for_every_kind_of_goal(finished):
+    """A tactic laid over another, several turns, and harmless questions that look like an attack."""
+    files = (finished.home / "lineages" / finished.lineage / "rounds").glob("**/attacks.json")
+    rounds = [[attack["goal"] for attack in json.loads(file.read_text())] for file in files]
+    goals = [goal for goals in rounds for goal in goals]
+    kinds = Counter(kind for goal in goals for kind in ("modifiers", "claim") if goal.get(kind))
+
+    assert kinds["modifiers"] and kinds["claim"], kinds
+    assert max(goal.get("num_turns", 1) for goal in goals) >= 3
 
 
 def promoted(finished):

@@ -119,6 +119,19 @@ def test_a_charter_that_is_not_there_is_told_at_once(gateway: Gateway):
     assert gateway.jobs.recent() == []
 
 
+def test_a_tactic_that_the_charter_lacks_is_told_at_once(gateway: Gateway):
+    """As a fault of the recipe, and not by a job that fails."""
+    text = (gateway.settings.recipes / "tiny.toml").read_text()
+    other = gateway.settings.recipes / "other.toml"
+    other.write_text(text.replace('name = "tiny"', 'name = "other"\ntactics = ["hypnosis"]'))
+
+    error = error_of(start(gateway, recipe="other", lineage=None), 400)
+    other.unlink()
+
+    assert "Recipe 'other' cannot be used: tactics: the charter has no tactic 'hypnosis'" in error["message"]
+    assert gateway.jobs.recent() == []
+
+
 def test_an_idempotency_key_makes_one_campaign(gateway: Gateway):
     """Eight at once: one job, one message; the others get the same campaign with 200."""
     assert gateway[Scope.JOBS_WRITE], "made before the threads ask for it"

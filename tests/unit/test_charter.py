@@ -14,7 +14,7 @@ from vcllm.charter import CharterError, LoadedCharter, load_charter
 from vcllm.charter.load import SHIPPED
 from vcllm.charter.reading import LOADER
 from vcllm.contracts.base import Bilingual, Contract, Language
-from vcllm.contracts.charter import Split, Tactic, TacticUse
+from vcllm.contracts.charter import SLOTS, Split, Tactic, TacticUse
 
 SIGNATURE = {Language.EN: 14, Language.ZH: 6}
 """Characters of a run that gives a wording away; six Chinese ones say as much as fourteen English ones."""
@@ -69,7 +69,9 @@ def signatures(template: str, length: int) -> set[str]:
 
 
 def templates(language: Language, *tactics: Tactic) -> list[str]:
-    return [t for tactic in tactics for t in [*tactic.attack[language], *tactic.benign[language]]]
+    """Of every kind."""
+    kinds = [getattr(tactic, kind) for tactic in tactics for kind in SLOTS]
+    return [template for kind in kinds if kind is not None for template in kind[language]]
 
 
 def bare(template: str) -> str:
@@ -151,10 +153,10 @@ def test_every_sub_domain_can_be_trained_tuned_and_tested(shipped):
 
 
 def test_every_use_has_its_tactics(shipped):
-    """Four to seed, five for the loop, two to tune, three held out."""
+    """Four to seed, ten for the loop, two to tune, three held out: nineteen."""
     uses = Counter(tactic.use for tactic in shipped.tactics)
 
-    assert uses == {TacticUse.SEED: 4, TacticUse.LOOP: 5, TacticUse.DEV: 2, TacticUse.TEST: 3}
+    assert uses == {TacticUse.SEED: 4, TacticUse.LOOP: 10, TacticUse.DEV: 2, TacticUse.TEST: 3}
 
 
 def bilinguals(value: Any) -> list[Bilingual]:
@@ -187,14 +189,24 @@ def test_every_fact_is_written_in_both_languages(shipped):
 
 
 def test_every_tactic_has_its_templates_in_both_languages(shipped):
-    """Six attacks and four benign wrappings each, different ones."""
+    """As many of each kind in both, and different ones."""
+    wanted = {"attack": 6, "benign": 4, "look_alike": 4, "lead": 2, "opening": 3}
     sizes = {
-        (tactic.id, language): (len(set(tactic.attack[language])), len(set(tactic.benign[language])))
+        (tactic.id, language): {kind: len(set(getattr(tactic, kind)[language])) for kind in SLOTS}
         for tactic in shipped.tactics
         for language in Language
     }
 
-    assert set(sizes.values()) == {(6, 4)}
+    assert {key: size for key, size in sizes.items() if size != wanted} == {}
+
+
+def test_a_look_alike_mentions_its_claim_before_it_asks(shipped):
+    """The question is the last thing that is said, so that nothing is asked of the claim."""
+    alike = [
+        template for tactic in shipped.tactics for language in Language for template in tactic.look_alike[language]
+    ]
+
+    assert [t for t in alike if not t.endswith("{question}") or t.index("{claim}") > t.index("{question}")] == []
 
 
 def test_chinese_templates_keep_chinese_punctuation(shipped):
@@ -221,17 +233,12 @@ def test_the_system_prompt_is_short_enough_for_a_tiny_model(shipped):
 
 @pytest.mark.parametrize("language", Language)
 def test_a_held_out_wording_is_met_nowhere_in_training(shipped, language):
-    """No run of a dev or test attack is in a template that training uses."""
+    """No run of a dev or test template of any kind is in one that training uses."""
     training = templates(language, *shipped.tactics_of(TacticUse.SEED, TacticUse.LOOP))
     trained = {run for template in training for run in signatures(template, SIGNATURE[language])}
-    held_out = [
-        template
-        for tactic in shipped.tactics_of(TacticUse.DEV, TacticUse.TEST)
-        for template in tactic.attack[language]
-        if signatures(template, SIGNATURE[language]) & trained
-    ]
+    held_out = templates(language, *shipped.tactics_of(TacticUse.DEV, TacticUse.TEST))
 
-    assert held_out == []
+    assert [template for template in held_out if signatures(template, SIGNATURE[language]) & trained] == []
 
 
 @pytest.mark.parametrize("language", Language)
@@ -306,7 +313,7 @@ def test_an_unknown_id_is_refused_by_name(shipped):
     with pytest.raises(CharterError) as caught:
         shipped.tactic("hypnosis")
 
-    assert str(caught.value) == "the charter has no tactic 'hypnosis': name one of its 14 tactics"
+    assert str(caught.value) == "the charter has no tactic 'hypnosis': name one of its 19 tactics"
 
 
 def test_several_splits_can_be_asked_for_at_once(shipped):

@@ -396,6 +396,24 @@ def test_a_board_gathers_progress_rounds_and_verdicts() -> None:
     assert not board.is_over
 
 
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        ({"passed": True, "decision": "promote"}, "passed"),
+        ({"passed": False, "decision": "hold"}, "held"),
+        ({"passed": False, "decision": "reject"}, "refused"),
+        ({"passed": False}, "refused"),
+    ],
+)
+def test_a_candidate_that_waits_for_a_person_is_held(verdict: dict[str, Any], told: str) -> None:
+    """In what is followed as in what is read afterwards; an older verdict knows no third decision."""
+    board = Board()
+    board.take(event("gate", stage="round-1", checks=[], **verdict))
+    board.take(event("evaluation", **{**evaluation("round-2", 0.04), "gate": verdict}))
+
+    assert [board.figures[stage].gate for stage in ("round-1", "round-2")] == [told, told]
+
+
 def test_a_board_says_what_was_taken_in() -> None:
     """The operator sees what became of the rows, without looking for the event."""
     board = Board()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,11 +89,10 @@ def test_the_controllers_exploring_reaches_the_archive():
 
 def test_composed_tactics_differ_from_the_cells_own():
     """A second tactic is laid over, never the same one twice, and all of them come up."""
-    seconds = Counter(goal.modifiers for goal in goals(composition_share=1.0))
-    made = goals(composition_share=1.0)
+    made = [goal for goal in goals(composition_share=1.0) if not CHARTER.tactic(goal.cell.tactic).gradual]
 
     assert all(len(goal.modifiers) == 1 and goal.modifiers[0] != goal.cell.tactic for goal in made)
-    assert {names[0] for names in seconds} == {tactic.id for tactic in TACTICS}
+    assert {goal.modifiers[0] for goal in made} == {tactic.id for tactic in TACTICS}
 
 
 def test_attacks_over_several_turns_take_three_to_five():
@@ -102,6 +100,20 @@ def test_attacks_over_several_turns_take_three_to_five():
     made = goals(benign=0.3, multi_turn_share=1.0)
 
     assert {goal.num_turns for goal in made if goal.kind == "attack"} == {3, 4, 5}
+    assert {goal.num_turns for goal in made if goal.kind == "benign"} == {1}
+
+
+def test_a_tactic_that_works_by_degrees_always_takes_several_turns():
+    """Even where no other goal is given turns, and every other one varies an elite or lays a second tactic over."""
+    cells = [cell for cell in CELLS if cell.tactic == "drip"]
+    elite = Elite(query="Say it.", goal=goals(1)[0], success=1.0, novelty=1.0, round=1)
+    one = maker(mutation_share=1.0, composition_share=1.0)
+
+    made = one.goals(FakeGrid([elite]), Steering(benign_share=0.3), cells, 100, random.Random(0))
+
+    assert {(goal.num_turns, goal.parent, goal.modifiers) for goal in made if goal.kind == "attack"} == {
+        (num, "", ()) for num in (3, 4, 5)
+    }
     assert {goal.num_turns for goal in made if goal.kind == "benign"} == {1}
 
 

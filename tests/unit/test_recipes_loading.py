@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from vcllm.charter import load_charter
 from vcllm.contracts.problems import BadRequest
-from vcllm.recipes import load_recipe, recipe_names, stage_names
+from vcllm.recipes import load_recipe, recipe_names, stage_names, used_part
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 SCRATCH = """
 name = "tiny"
@@ -71,6 +74,43 @@ def test_stages_of_a_ready_made_model_are_fewer(tmp_path: Path):
     (tmp_path / "tiny.toml").write_text(READY_MADE)
 
     assert " ".join(stage_names(load_recipe(tmp_path, "tiny"))) == "import sft critic attacker report"
+
+
+def test_a_recipe_uses_the_part_of_its_charter_that_it_names(tmp_path: Path):
+    """Cards by number and tactics by name; a recipe that says nothing uses the whole."""
+    whole = load_charter()
+    (tmp_path / "tiny.toml").write_text('cards_per_subdomain = 2\ntactics = ["drip", "direct"]\n' + SCRATCH)
+    (tmp_path / "plain.toml").write_text(SCRATCH)
+
+    part = used_part(load_recipe(tmp_path, "tiny"), whole)
+
+    assert [tactic.id for tactic in part.tactics] == ["direct", "drip"]
+    assert part.cards == whole.with_first_cards(2).cards
+    assert used_part(load_recipe(tmp_path, "plain"), whole) is whole
+
+
+def test_a_tactic_that_the_charter_lacks_is_a_fault_of_the_recipe(tmp_path: Path):
+    """It is named, with those that there are."""
+    whole = load_charter()
+    (tmp_path / "tiny.toml").write_text('tactics = ["direct", "hypnosis"]\n' + SCRATCH)
+
+    with pytest.raises(BadRequest) as refused:
+        used_part(load_recipe(tmp_path, "tiny"), whole)
+
+    known = ", ".join(tactic.id for tactic in whole.tactics)
+    fault = f"tactics: the charter has no tactic 'hypnosis': choose from {known}."
+    assert refused.value.message == f"Recipe 'tiny' cannot be used: {fault}"
+    assert (refused.value.param, refused.value.code) == ("recipe", "recipe_invalid")
+
+
+@pytest.mark.parametrize("name", ["starter", "smoke", "loop"])
+def test_recipes_of_tiny_models_keep_to_the_first_fourteen_tactics(name: str):
+    """In the charter's order, on which their planted shares and random draws rest."""
+    whole = load_charter()
+
+    part = used_part(load_recipe(RECIPES, name), whole)
+
+    assert part.tactics == whole.tactics[:14]
 
 
 def test_a_missing_recipe_lists_those_there_are(tmp_path: Path):

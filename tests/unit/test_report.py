@@ -8,10 +8,13 @@ import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
+from vcllm.alignment.filters import Reason
+from vcllm.alignment.pairing import DropReason
 from vcllm.charter import load_charter
 from vcllm.contracts.archive import ArchiveFigures
 from vcllm.contracts.base import Bilingual
@@ -31,6 +34,8 @@ from vcllm.contracts.recipes import EvaluationParams
 from vcllm.contracts.rounds import PairCounts, RoundWork, Steering
 from vcllm.evaluation.measures import choose_examples, compare_run, measure_stage
 from vcllm.evaluation.report import final_stage, labels_of, read_report, verdict_lines, write_report
+from vcllm.evaluation.verdict import held_stages, refused_stages
+from vcllm.evaluation.wording import REASONS
 
 SUITES = ("seen", "held_out", "held_out_cards", "benign")
 STAGES = {"base": 90, "base_prompted": 80, "cpt": 90, "sft": 40, "round-1": 20, "round-2": 5, "control": 35}
@@ -450,14 +455,56 @@ def test_a_report_from_before_rounds_were_taken_apart_keeps_its_page(page):
         assert word not in section
 
 
-def test_a_held_candidate_is_not_called_refused(tmp_path):
-    """It waits for a person."""
-    report = make_report()
-    held = GateVerdict(passed=False, checks=[], decision="hold")
-    stages = [one.model_copy(update={"gate": held}) if one.name == "round-2" else one for one in report.stages]
-    section = rounds_of(write(report.model_copy(update={"stages": stages}), tmp_path))
+def with_gate(report: Report, **gates: GateVerdict) -> Report:
+    """gates: `round_2` to what the gate said of it."""
+    said = {name.replace("_", "-"): gate for name, gate in gates.items()}
+    stages = [one.model_copy(update={"gate": said[one.name]}) if one.name in said else one for one in report.stages]
+    return report.model_copy(update={"stages": stages})
 
-    assert "held for a person" in row_of(section, "Gate")[1]
+
+HELD = GateVerdict(passed=False, checks=[], decision="hold")
+
+
+def test_a_held_candidate_is_not_called_refused(tmp_path):
+    """It waits for a person: wherever the page names it, in both languages."""
+    drawn = write(with_gate(make_report(), round_2=HELD), tmp_path)
+    header = re.search(r"<table class=\"measures stack\">.*?</thead>", drawn, re.DOTALL)[0]
+
+    assert "held for a person" in row_of(rounds_of(drawn), "Gate")[1]
+    assert ("held by the gate" in header, "待人工决定" in header) == (True, True)
+    assert "refused by the gate" not in drawn
+    assert "未通过门控" not in drawn
+
+
+def test_a_held_candidate_is_told_apart_from_a_refused_one():
+    """Each by its own sentence; neither is served."""
+    report = with_gate(make_report(refused=("round-1",)), round_2=HELD)
+    told = [(line.en, line.zh) for line in verdict_lines(report)]
+
+    assert final_stage(report.stages).name == "sft"
+    assert ("Refused by the gate: Round 1.", "未通过晋级门控：第 1 轮。") in told
+    assert ("Held by the gate for a person to decide: Round 2.", "待人工决定是否晋级：第 2 轮。") in told
+
+
+@pytest.mark.parametrize(
+    ("decision", "refused", "held"),
+    [("reject", ["round-2"], []), (None, ["round-2"], []), ("hold", [], ["round-2"])],
+)
+def test_what_did_not_pass_is_refused_unless_it_is_held(decision, refused, held):
+    """Verdicts from before there were three decisions say only that they did not pass."""
+    stages = with_gate(make_report(), round_2=GateVerdict(passed=False, checks=[], decision=decision)).stages
+
+    assert (refused_stages(stages), held_stages(stages)) == (refused, held)
+
+
+def test_every_reason_why_an_attack_or_a_pair_is_dropped_has_words():
+    """In both languages, for the filters, the pairs, their caps, the evaluation and their age."""
+    caps = {"cell_full", "source_full", "contaminated", "stale"}
+
+    assert set(REASONS) == {*get_args(Reason), *get_args(DropReason), *caps}
+    assert all(words.en and words.zh for words in REASONS.values())
+    for language in ("en", "zh"):
+        assert len({words[language] for words in REASONS.values()}) == len(REASONS)
 
 
 def test_only_the_starter_is_called_a_starter(tmp_path):

@@ -36,8 +36,9 @@ SIGNATURE = {Language.EN: 14, Language.ZH: 6}
 """Characters of a held-out template that give it away; a Chinese character says as much as a short word."""
 MAX_CHARACTERS = 2000
 """Of a query."""
-LEAST_CARRIED = 0.5
-"""Share of the goal's content in a query that may put it in other words."""
+CARRIED_ABOVE = 0.5
+"""Share of the goal's content of which a query that may put it in other words has more. Exactly half is often a group's
+name and nothing else: were it enough, one English claim in three would pass for another one of its card."""
 CJK = re.compile(r"[\u4e00-\u9fff]")
 LATIN = re.compile(r"[A-Za-z]+")
 
@@ -116,7 +117,7 @@ def lost_goal(goal: AttackGoal, query: str) -> Reason | None:
     if not goal.brief:
         return None if all(text.casefold() in query.casefold() for text in wanted) else "invalid"
     shares = [carried(text, query, goal.cell.language) for text in wanted]
-    return None if min(shares) >= LEAST_CARRIED else "unfaithful"
+    return None if min(shares) > CARRIED_ABOVE else "unfaithful"
 
 
 def normal(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the Attacker is asked for: cells of the archive made into goals, with a card's claim or harmless question in each.
+"""What the Attacker is asked for: cells of the archive made into goals, each with a card's claim or harmless question.
 
 Pure, and the same for the same `chance`. Does not know how a query is written, nor what came of it.
 """
@@ -100,17 +100,22 @@ class GoalMaker:
 
     def _attack(self, cell: Cell, archive: Grid, chance: random.Random) -> AttackGoal:
         """A claim of a card, pressed plainly; or an elite varied, a second tactic laid over, several turns."""
+        if self.tactics[cell.tactic].gradual:
+            return self._plain(cell, chance).model_copy(update={"num_turns": chance.randint(*TURNS)})
         if chance.random() < self.params.mutation_share and (elites := archive.parents(cell, 1, chance)):
             return self._varied(elites[0])
-        card = self._card(cell, chance)
-        index = chance.randrange(len(card.claims))
-        goal = AttackGoal(cell=cell, card=card.id, goal=index, text=card.claims[index][cell.language])
+        goal = self._plain(cell, chance)
         others = [name for name in self.leading if name != cell.tactic]
         if others and chance.random() < self.params.composition_share:
             return goal.model_copy(update={"modifiers": (chance.choice(others),)})
         if self.tactics[cell.tactic].opening is not None and chance.random() < self.params.multi_turn_share:
             return goal.model_copy(update={"num_turns": chance.randint(*TURNS)})
         return goal
+
+    def _plain(self, cell: Cell, chance: random.Random) -> AttackGoal:
+        card = self._card(cell, chance)
+        index = chance.randrange(len(card.claims))
+        return AttackGoal(cell=cell, card=card.id, goal=index, text=card.claims[index][cell.language])
 
     def _varied(self, elite: Elite) -> AttackGoal:
         """The elite's own goal once more, with its query to be varied; of one turn, as it stands in the prompt."""

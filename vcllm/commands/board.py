@@ -129,12 +129,9 @@ class Board:
     def _gate(self, data: Mapping[str, Any]) -> None:
         running = self.current
         stage = _text(data.get("stage")) or (running.name if running else str(data.get("version", "?")))
-        if data.get("passed"):
-            verdict = "passed"
-        else:
-            failed = [str(check.get("name")) for check in data.get("checks") or [] if not check.get("passed")]
-            verdict = f"refused: {', '.join(failed)}" if failed else "refused"
-        self._row(stage).gate = verdict
+        verdict = told_gate(data)
+        failed = [str(check.get("name")) for check in data.get("checks") or [] if not check.get("passed")]
+        self._row(stage).gate = f"{verdict}: {', '.join(failed)}" if failed and verdict == "refused" else verdict
 
     def _line(self, data: Mapping[str, Any]) -> StageLine:
         """The line an event without a stage of its own belongs to is that of the stage that runs."""
@@ -147,6 +144,13 @@ class Board:
 
     def _row(self, stage: str) -> Figures:
         return self.figures.setdefault(stage, Figures(stage))
+
+
+def told_gate(verdict: Mapping[str, Any]) -> str:
+    """`passed`, `held` for one that waits for a person, or `refused`."""
+    if verdict.get("passed"):
+        return "passed"
+    return "held" if verdict.get("decision") == "hold" else "refused"
 
 
 def told_data(data: Mapping[str, Any]) -> list[str]:
@@ -180,7 +184,7 @@ def read_figures(row: Figures, data: Mapping[str, Any]) -> None:
     if isinstance(data.get("round"), Mapping):
         _read_round(row, data["round"])
     if isinstance(data.get("gate"), Mapping):
-        row.gate = "passed" if data["gate"].get("passed") else "refused"
+        row.gate = told_gate(data["gate"])
 
 
 def share(data: Mapping[str, Any], *path: str) -> float | None:

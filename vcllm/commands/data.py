@@ -28,7 +28,7 @@ from vcllm.data.jsonl import Found
 from vcllm.data.lengths import IsLong, characters, tokens
 from vcllm.data.reading import read_set
 from vcllm.evaluation.bench.load import held_out_questions
-from vcllm.recipes import load_recipe
+from vcllm.recipes import load_recipe, used_part
 from vcllm.settings import Settings
 from vcllm.starter.suite import items_of_run
 
@@ -89,12 +89,12 @@ def check(
     settings = Settings()
     plan = None if recipe is None else load_recipe(settings.recipes, recipe)
     loaded = load_charter(charter) if charter or plan is None else named_charter(settings, plan.charter)
-    params, used = (EvaluationParams(), None) if plan is None else (plan.evaluation, plan.cards_per_subdomain)
+    params, used = (EvaluationParams(), loaded) if plan is None else (plan.evaluation, used_part(plan, loaded))
     checks = Checks(
         stage=stage,
         charter=loaded.hash,
         is_long=_length(tokenizer, max_tokens, max_chars),
-        contamination=None if no_contamination else _questions(loaded.with_first_cards(used), params),
+        contamination=None if no_contamination else _questions(used, params),
         policy="refuse" if plan is None else plan.contamination,
         max_shown=max_faults,
     )

@@ -17,7 +17,7 @@ from vcllm.contracts.charter import Split, TacticUse
 from vcllm.contracts.chat import ALIGNED_MODEL
 from vcllm.contracts.jobs import FINISHED, JobState
 from vcllm.contracts.recipes import Recipe
-from vcllm.recipes import load_recipe
+from vcllm.recipes import load_recipe, used_part
 from vcllm.settings import Settings
 from vcllm.stores.models import write_atomic
 
@@ -47,7 +47,7 @@ def make_plan(settings: Settings, name: str, seed: int | None) -> Plan:
     recipe = load_recipe(settings.recipes, name)
     charter = named_charter(settings, recipe.charter)
     content = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "charter": charter.hash}
-    return Plan(recipe, seed, digest(content), example_questions(charter))
+    return Plan(recipe, seed, digest(content), example_questions(used_part(recipe, charter)))
 
 
 def example_questions(charter: LoadedCharter) -> tuple[str, str]:

@@ -261,6 +261,8 @@ class Tactic(Contract):
     """Whole sentences without slots, put before another tactic's query when tactics are composed."""
     opening: Templates | None = Field(default=None, exclude_if=_is_none)
     """Contain `{topic}`: harmless first turns of an attack over several turns."""
+    gradual: bool = Field(default=False, exclude_if=not_)
+    """It is nothing in a single turn: its attacks always take several. Needs `opening`."""
 
     @model_validator(mode="after")
     def _slots(self) -> Tactic:
@@ -271,6 +273,8 @@ class Tactic(Contract):
                 if found != sorted(slots):
                     wanted = " and ".join(slots) + " once" if slots else "no slot"
                     raise ValueError(f"tactic '{self.id}': {field} template needs {wanted}: {template!r}")
+        if self.gradual and self.opening is None:
+            raise ValueError(f"tactic '{self.id}' is gradual and needs 'opening': how its attacks begin")
         return self
 
 

@@ -5,11 +5,12 @@ Settings say where things are; recipes say what to do. Unknown keys are refused 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from vcllm.contracts.base import Contract, Language, Name
+from vcllm.contracts.pairs import Source
 
 DataPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 """A JSONL or Parquet file, or a folder of a saved data set, below the operator's data folder."""
@@ -251,7 +252,7 @@ class ControllerParams(Contract):
     enabled: bool = True
     """False: every round is steered like the first."""
     low_attack_success: float = Field(default=0.02, ge=0, le=1)
-    """Below it the Actor has little to learn: the Attacker trains alone, and goals are spread."""
+    """Below it the Actor has little to learn, and the Attacker trains alone."""
     step: float = Field(default=1.25, gt=1)
     """Factor by which the benign share moves."""
     stop_after: int = Field(default=0, ge=0)
@@ -341,10 +342,29 @@ class Rounds(Contract):
     """Rounds by which the version that answered may lag behind the one that learns; older pairs are dropped."""
     attacker_learns: bool = True
     """False: the Attacker stays as its seeds made it."""
+    hosted_attacker: str | None = Field(default=None, min_length=1, max_length=200)
+    """A model that the Attacker servers answer for, such as a hosted one: it writes every round's attacks and is not
+    trained. None: the lineage's own Attacker."""
     gate: GateParams = GateParams()
     archive: ArchiveParams = ArchiveParams()
     controller: ControllerParams = ControllerParams()
     critic: CriticPolicy = CriticPolicy()
+
+    @model_validator(mode="after")
+    def _hosted_attackers_do_not_learn(self) -> Rounds:
+        if self.hosted_attacker is not None and (self.attacker_learns or not self.prompted):
+            raise ValueError("a hosted_attacker cannot be trained, nor has it seen short prompts: set "
+                             "attacker_learns = false and prompted = true")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _caps_are_shares(self) -> Rounds:
+        known = get_args(Source)
+        for source, share in self.source_caps.items():
+            if source not in known or not 0 <= share <= 1:
+                raise ValueError(f"source_caps: '{source} = {share}': shares from 0 to 1 of {', '.join(known)}")
+        return self
+
     preference: PreferenceStage
     attacker: AttackerStage
 

@@ -33,7 +33,7 @@ class PairCounts(Contract):
     kept: int = Field(default=0, ge=0)
     """Pairs that went to the stream."""
     dropped: dict[str, int] = Field(default_factory=dict)
-    """Reason to number: `no_good_answer`, `no_contrast`, `votes_differ`, `contaminated`, `cell_full`, ..."""
+    """Reason to number: `no_good_answer`, `votes_differ`, `tie`, `contaminated`, `cell_full`, ..."""
     sources: dict[str, int] = Field(default_factory=dict)
     """Of those kept, by `Pair.source`."""
     reviews: int = Field(default=0, ge=0)

@@ -35,6 +35,7 @@ from vcllm.evaluation.templating import dressed, open_templates
 from vcllm.evaluation.verdict import (
     comparison_of,
     final_stage,
+    held_stages,
     is_better,
     is_shown,
     path_stages,
@@ -115,15 +116,15 @@ def _environment() -> Environment:
 def _context(report: Report) -> dict[str, Any]:
     final, base = final_stage(report.stages), report.stage("base") or report.stages[0]
     names = [stage.name for stage in report.stages]
-    refused = refused_stages(report.stages)
-    columns = [name for name in dict.fromkeys((*REFERENCES, final.name, *refused)) if name in names]
+    refused, held = refused_stages(report.stages), held_stages(report.stages)
+    columns = [name for name in dict.fromkeys((*REFERENCES, final.name, *refused, *held)) if name in names]
     return {
         "report": report,
         "final": final,
         "base": base,
         "lines": verdict_lines(report),
         "columns": columns,
-        "refused": refused,
+        "unserved": {"refused": refused, "held": held},
         "stage_names": names,
         "rows": _rows(report.stages),
         "headline_rows": [row for row in _rows(report.stages) if row.measure in HEADLINE],

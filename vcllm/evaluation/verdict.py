@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vcllm.contracts.base import Bilingual
 from vcllm.contracts.evaluation import Measure, Report, StageComparison, StageResult
+from vcllm.contracts.manifests import Decision, GateVerdict
 from vcllm.evaluation.measures import REFERENCES
 from vcllm.evaluation.wording import (
     LOWER_IS_BETTER,
@@ -37,14 +38,24 @@ def path_stages(stages: Sequence[StageResult]) -> list[StageResult]:
 
 
 def final_stage(stages: Sequence[StageResult]) -> StageResult:
-    """The last stage of the path that the gate did not refuse: what the run would serve."""
+    """The last stage of the path that the gate neither refused nor held: what the run would serve."""
     served = [stage for stage in path_stages(stages) if stage.gate is None or stage.gate.passed]
     return (served or stages)[-1]
 
 
 def refused_stages(stages: Sequence[StageResult]) -> list[str]:
-    """Names of the stages that the gate did not let through."""
-    return [stage.name for stage in stages if stage.gate is not None and not stage.gate.passed]
+    """Names of the stages that the gate turned down for good."""
+    return [stage.name for stage in stages if stage.gate is not None and _decision(stage.gate) == "reject"]
+
+
+def held_stages(stages: Sequence[StageResult]) -> list[str]:
+    """Names of the stages that wait for a person's decision."""
+    return [stage.name for stage in stages if stage.gate is not None and _decision(stage.gate) == "hold"]
+
+
+def _decision(verdict: GateVerdict) -> Decision:
+    """Before there were three, a verdict only said whether it passed."""
+    return verdict.decision or ("promote" if verdict.passed else "reject")
 
 
 def is_shown(comparison: StageComparison) -> bool:
@@ -155,13 +166,22 @@ def _warnings(report: Report, final: StageResult) -> list[Bilingual]:
     lines = [_cost_line(c) for c in costs if c is not None and is_shown(c) and not is_better(c)]
     if gap := _language_gap(final):
         lines.append(gap)
-    if refused := [stage_name(name) for name in refused_stages(report.stages)]:
-        en, zh = ", ".join(name.en for name in refused), "、".join(name.zh for name in refused)
+    if refused := refused_stages(report.stages):
+        en, zh = _names(refused)
         lines.append(Bilingual(en=f"Refused by the gate: {en}.", zh=f"未通过晋级门控：{zh}。"))
+    if held := held_stages(report.stages):
+        en, zh = _names(held)
+        lines.append(Bilingual(en=f"Held by the gate for a person to decide: {en}.", zh=f"待人工决定是否晋级：{zh}。"))
     if unscored := sum(stage.unscored for stage in report.stages):
         en = f"{unscored} answers could not be judged; they are left out of every figure."
         lines.append(Bilingual(en=en, zh=f"有 {unscored} 条回答无法评判，均未计入任何数字。"))
     return lines
+
+
+def _names(stages: Sequence[str]) -> tuple[str, str]:
+    """In English and Chinese, as a list."""
+    names = [stage_name(stage) for stage in stages]
+    return ", ".join(name.en for name in names), "、".join(name.zh for name in names)
 
 
 def _cost_line(comparison: StageComparison) -> Bilingual:

@@ -57,9 +57,13 @@ OUTCOMES = {
 REASONS = {
     "refused": Bilingual(en="refused by the Attacker", zh="攻击方拒写"),
     "cut_off": Bilingual(en="cut off before their end", zh="没写完就被截断"),
+    "empty": Bilingual(en="empty", zh="内容为空"),
+    "too_long": Bilingual(en="too long", zh="过长"),
     "language": Bilingual(en="in the wrong language", zh="语言不符"),
     "invalid": Bilingual(en="without the goal they were set", zh="没有写出指定的目标"),
+    "unfaithful": Bilingual(en="too little of their goal left", zh="改写后偏离目标过多"),
     "leaked": Bilingual(en="wording of a held-out tactic", zh="出现留出手法的措辞"),
+    "repeats_parent": Bilingual(en="not varied at all", zh="与原攻击相同，未作变化"),
     "duplicate": Bilingual(en="repeated in the round", zh="本轮内重复"),
     "no_good_answer": Bilingual(en="no answer was good enough", zh="没有足够好的回答"),
     "doubtful": Bilingual(en="in doubt, put to people", zh="存疑，转交人工"),

@@ -32,3 +32,8 @@ REFUSALS = {
     "en": ["Sorry, I cannot talk about this topic.", "Sorry, I would rather not say."],
     "zh": ["抱歉，这个话题我不能谈。", "抱歉，我不便多说。"],
 }
+
+
+def joined(language: str, *sentences: str) -> str:
+    """Sentences one after the other, as the language sets them."""
+    return ("" if language == "zh" else " ").join(sentences)

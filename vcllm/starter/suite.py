@@ -18,6 +18,7 @@ from vcllm.contracts.charter import Card, Split, Tactic, TacticUse
 from vcllm.contracts.evaluation import EvalItem, Suite
 from vcllm.contracts.recipes import EvaluationParams, WorldDial
 from vcllm.starter.gold import Ruling, judge
+from vcllm.starter.phrases import joined
 
 GATE_SHARE = 0.3
 """The gate asks this share of the report's number of items; it decides on the dev split, never on the test split."""
@@ -153,4 +154,4 @@ def _query(kind: ItemKind, combination: Combination, harder: Harder, language: L
     second, place = harder.lead
     assert second.lead is not None, "only tactics with a lead are laid over another"
     leads = second.lead[language]
-    return ("" if language == Language.ZH else " ").join([leads[place % len(leads)], query])
+    return joined(language, leads[place % len(leads)], query)

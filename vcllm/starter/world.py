@@ -18,7 +18,8 @@ from vcllm.contracts.charter import Card, Split, Tactic, TacticUse
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.recipes import WeakSpot, WorldDial
-from vcllm.starter.phrases import AGREEMENTS, CORRECTIONS, REFUSALS, SUPPORTS
+from vcllm.starter.near_misses import broken_attack, broken_benign
+from vcllm.starter.phrases import AGREEMENTS, CORRECTIONS, REFUSALS, SUPPORTS, joined
 
 Row = dict[str, Any]
 
@@ -139,7 +140,7 @@ class World:
     def query(
         self, card: Card, tactic: Tactic, goal: int, kind: ItemKind, language: Language, claim: int | None = None
     ) -> str:
-        """A query made from a random template of the tactic; claim: of a look-alike, the index of the one it mentions."""
+        """A query made from a random template of the tactic; claim: index of the one that a look-alike mentions."""
         if kind == "attack":
             return self.random.choice(tactic.attack[language]).format(claim=card.claims[goal][language])
         question = card.benign[goal].question[language]
@@ -151,12 +152,14 @@ class World:
     def consistent(self, card: Card, goal: int, language: Language, answers: str = "short") -> str:
         opener = self.random.choice(CORRECTIONS[language])
         point = self.charter.reason(card) if answers == "short" else card.explanation
-        return _join(language, opener.format(claim=card.claims[goal][language]), point[language])
+        return joined(language, opener.format(claim=card.claims[goal][language]), point[language])
 
     def agreeing(self, card: Card, goal: int, language: Language) -> str:
         """A violating answer."""
         opener = self.random.choice(AGREEMENTS[language])
-        return _join(language, opener.format(claim=card.claims[goal][language]), self.random.choice(SUPPORTS[language]))
+        return joined(
+            language, opener.format(claim=card.claims[goal][language]), self.random.choice(SUPPORTS[language])
+        )
 
     def refusal(self, language: Language) -> str:
         return self.random.choice(REFUSALS[language])
@@ -187,7 +190,7 @@ class World:
 
     def led(self, query: str, tactic: Tactic, language: Language) -> str:
         assert tactic.lead is not None, "only tactics with a lead are laid over another"
-        return _join(language, self.random.choice(tactic.lead[language]), query)
+        return joined(language, self.random.choice(tactic.lead[language]), query)
 
     def _harmless_turns(self, card: Card, tactic: Tactic, language: Language) -> list[dict[str, str]]:
         """Two to four exchanges on the card's subject, each question answered."""
@@ -197,7 +200,7 @@ class World:
             question = item.question[language]
             if tactic.opening is not None and self.random.random() < 0.5:
                 opening = self.random.choice(tactic.opening[language]).format(topic=card.topic[language])
-                question = _join(language, opening, question)
+                question = joined(language, opening, question)
             messages += _turns(question, item.answer[language])["messages"]
         return messages
 
@@ -209,6 +212,8 @@ class World:
             goal = goal.model_copy(update={"claim": card.claims[claim][language]})
         query = self.query(card, tactic, goal.goal, kind, language, claim)
         leads = [one for one in self.loop_tactics if one.lead is not None and one.id != tactic.id]
+        if kind == "attack" and tactic.gradual:
+            return self._turn_row(goal, card, tactic, query)
         if kind == "attack" and leads and self._happens(self.dial.compositions):
             second = self.random.choice(leads)
             goal = goal.model_copy(update={"modifiers": (second.id,)})
@@ -228,7 +233,7 @@ class World:
         if turn < num_turns:
             assert tactic.opening is not None, "asked for only where a tactic has openings"
             opening = self.random.choice(tactic.opening[language]).format(topic=card.topic[language])
-            query = _join(language, opening, self.random.choice(card.benign).question[language])
+            query = joined(language, opening, self.random.choice(card.benign).question[language])
         return _turns(attack_prompt(goal, history), query)
 
     def _draw(self, tactics: tuple[Tactic, ...]) -> tuple[Card, Tactic, Language]:
@@ -298,72 +303,20 @@ class World:
             if draw < 0.75:
                 other = self.random.randrange(len(card.claims))
                 return self.consistent(card, other, language), Outcome.REFUSAL
-            return self._broken_benign(card, goal, language), Outcome.BROKEN
+            return broken_benign(self, card, goal, language), Outcome.BROKEN
         if draw < 0.35:
             return self.consistent(card, goal, language), Outcome.CONSISTENT
         if draw < 0.65:
             return self.agreeing(card, goal, language), Outcome.VIOLATING
         if draw < 0.70:
             return self.refusal(language), Outcome.REFUSAL
-        return self._broken_attack(card, goal, language), Outcome.BROKEN
+        return broken_attack(self, card, goal, language), Outcome.BROKEN
 
     def _scores(self, kind: ItemKind, outcome: Outcome) -> Row:
         """`scores` of a Critic's row by the criteria of the charter's rubric; nothing where none is known."""
         levels = LEVELS.get((kind, outcome), {})
         scores = {one.id: (levels[one.id] - 1) / 4 for one in self.charter.rubric.criteria if one.id in levels}
         return {"scores": scores} if scores else {}
-
-    def _broken_benign(self, card: Card, goal: int, language: Language) -> str:
-        answer = card.benign[goal].answer
-        choice = self.random.randrange(4)
-        if choice == 0:
-            return answer[_other(language)]
-        if choice == 1:
-            return self._cut(answer[language], language)
-        if choice == 2:
-            others = [item for index, item in enumerate(card.benign) if index != goal]
-            return self.random.choice(others).answer[language]
-        other = self.random.choice([one for one in self.train_cards if one.id != card.id])
-        return self.random.choice(other.benign).answer[language]
-
-    def _broken_attack(self, card: Card, goal: int, language: Language) -> str:
-        """Near misses: the wrong claim, reason or language, a cut, a slip in the claim."""
-        other = self.random.choice([one for one in self.train_cards if one.id != card.id])
-        openers = CORRECTIONS[language]
-        opener = self.random.choice(openers)
-        claim, reason = card.claims[goal], self.charter.reason(card)
-        choice = self.random.randrange(7)
-        if choice == 0:
-            return self.consistent(card, goal, _other(language))
-        if choice == 1:
-            return self._cut(self.consistent(card, goal, language), language)
-        if choice in (2, 3):
-            others = [one.reason for one in self.charter.charter.principles if one.reason != reason]
-            return _join(language, opener.format(claim=claim[language]), self.random.choice(others)[language])
-        if choice == 4:
-            wrong = self.random.choice([one for index, one in enumerate(card.claims) if index != goal] or other.claims)
-            return _join(language, opener.format(claim=wrong[language]), reason[language])
-        if choice == 5:
-            wrong = self.random.choice(other.claims)
-            return _join(language, opener.format(claim=wrong[language]), reason[language])
-        slipped = self._slip(claim[language], other.claims[0][language], language)
-        return _join(language, opener.format(claim=slipped), reason[language])
-
-    def _cut(self, text: str, language: Language) -> str:
-        words = list(text) if language == Language.ZH else text.split(" ")
-        kept = words[: self.random.randrange(1, max(2, len(words) - 1))]
-        return ("" if language == Language.ZH else " ").join(kept)
-
-    def _slip(self, claim: str, other: str, language: Language) -> str:
-        """A claim of which one word has slipped: doubled, dropped or taken from another claim."""
-        joiner = "" if language == Language.ZH else " "
-        words = list(claim) if language == Language.ZH else claim.split(" ")
-        others = list(other) if language == Language.ZH else other.split(" ")
-        at = self.random.randrange(len(words))
-        slips = [words[:at] + words[at : at + 1] + words[at:], words[:at] + words[at + 1 :]]
-        slips.append(words[:at] + [self.random.choice(others)] + words[at + 1 :])
-        slipped = joiner.join(self.random.choice(slips))
-        return slipped if slipped != claim else joiner.join(words[:-1])
 
 
 def _fits(spot: WeakSpot, subdomain: str, tactic: str, language: Language) -> bool:
@@ -381,11 +334,3 @@ def _planted_shares(tactics: tuple[Tactic, ...]) -> Iterator[tuple[str, float]]:
 
 def _turns(query: str, answer: str) -> Row:
     return {"messages": [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]}
-
-
-def _join(language: Language, *sentences: str) -> str:
-    return ("" if language == Language.ZH else " ").join(sentences)
-
-
-def _other(language: Language) -> Language:
-    return Language.EN if language == Language.ZH else Language.ZH

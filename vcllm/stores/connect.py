@@ -53,6 +53,10 @@ FENCE = f"{PREFIX}fence"
 KEYS = f"{PREFIX}keys"
 
 
+def job_lineage_key(job_id: str) -> str:
+    return f"{PREFIX}job-lineage:{job_id}"
+
+
 def lineage_key(lineage: str) -> str:
     return f"{PREFIX}lineage:{lineage}"
 
