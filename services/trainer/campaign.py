@@ -20,7 +20,7 @@ from vcllm.alignment.gate import judge_candidate
 from vcllm.alignment.refit import due
 from vcllm.alignment.stopping import RoundFigures, stop_reason
 from vcllm.contracts.charter import Thresholds
-from vcllm.contracts.evaluation import StageResult
+from vcllm.contracts.evaluation import EvalItem, StageResult
 from vcllm.contracts.manifests import GateVerdict
 from vcllm.contracts.matrix import Matrix
 from vcllm.contracts.recipes import StageOrder
@@ -43,7 +43,7 @@ class Campaign:
     def __init__(self, context: Context, children: Children, orders: Orders, results: Results, data: StageData) -> None:
         self.context, self.children, self.orders, self.results = context, children, orders, results
         self.params = context.recipe.rounds
-        self.rounds = Rounds(context, data)
+        self.rounds = Rounds(context, data, lambda critic, number: limits_of(context, critic, number))
 
     def begin(self) -> None:
         """Make the campaign known by its lineage."""
@@ -79,8 +79,7 @@ class Campaign:
             if order is not None:
                 self.children.start(order)
         if number < self.params.count and not self._stop_asked():
-            limits = limits_of(context, played.versions.critic, number)
-            self.rounds.prepare(number + 1, played.versions, limits, self._before(number))
+            self.rounds.prepare(number + 1, played.versions, self._before(number))
         for order in (attacker, candidate):
             if order is not None:
                 self.children.wait(order)
@@ -102,9 +101,15 @@ class Campaign:
 
     def matrix(self) -> Matrix | None:
         """Every Attacker's kept queries against every version of the Actor that the rounds left."""
-        samples = {self.rounds.played[n].versions.attacker: self.rounds.retained(n) for n in sorted(self.rounds.played)}
+        done = [number for number in range(1, self.params.count + 1) if self.results.round(number) is not None]
+        if not done:
+            return None
+        self._played_up_to(done[-1])
+        samples: dict[str, list[EvalItem]] = {}
+        for number in done:
+            samples.setdefault(self.rounds.played[number].versions.attacker, []).extend(self.rounds.retained(number))
         actors = [self.context.version("sft")]
-        actors += [version for n in sorted(self.rounds.played) if (version := self.results.trained(n)) is not None]
+        actors += [version for number in done if (version := self.results.trained(number)) is not None]
         asked = list({item.id: item for items in samples.values() for item in items}.values())
         if not asked:
             return None
@@ -116,9 +121,7 @@ class Campaign:
         """Recall (or play) every round up to this one, in order: each builds on the archive of those before."""
         for earlier in range(1, number + 1):
             if earlier not in self.rounds.played:
-                versions = self._versions(earlier)
-                limits = limits_of(self.context, versions.critic, earlier)
-                self.rounds.play(earlier, versions, limits, self._before(earlier))
+                self.rounds.play(earlier, self._versions(earlier), self._before(earlier))
         return self.rounds.played[number]
 
     def _versions(self, number: int) -> Versions:

@@ -11,10 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from services.trainer.asking import Versions
 from services.trainer.blocking import Blocker
 from services.trainer.context import Context
-from services.trainer.played import MadePairs, Turnout
+from services.trainer.played import MadePairs, Part, Turnout
 from services.trainer.stagedata import StageData
 from vcllm.alignment.caps import cap, distinct
 from vcllm.alignment.contradictions import contradictions, find_twins
@@ -57,30 +56,27 @@ class PairMaker:
         return wanted
 
     def make(
-        self,
-        turnouts: Sequence[Turnout],
-        number: int,
-        versions: Versions,
-        heads: Sequence[str],
-        limits: LimitsOf,
-        chance: random.Random,
+        self, parts: Sequence[Part], number: int, now: str, heads: Sequence[str], chance: random.Random
     ) -> MadePairs:
         """Make a round's pairs and queue them, and put before people what the Critic leaves to them.
 
-        heads: the versions that answered in this lineage, in their order; the last one learns.
+        heads: the versions that answered in this lineage, in their order; `now` is the one that learns.
         """
-        asked = [self.asked(turnout, number) for turnout in turnouts]
-        own, dropped, reviews = self._on_policy(asked, limits)
-        made = (contrast_pair(contrast, self.policy, limits).pair for contrast in self._contrasts(asked, limits))
-        pairs = distinct([*(pair for pair in made if pair is not None), *own])
-        fresh, stale = fresh_enough(pairs, heads, versions.actor, self.params.max_staleness)
+        dropped, reviews, pairs = Counter[str](), list[ReviewItem](), list[Pair]()
+        for part in parts:
+            asked = [self.asked(turnout, number) for turnout in part.turnouts]
+            own = self._on_policy(asked, part.limits, dropped, reviews)
+            contrasts = self._contrasts(asked, part.limits)
+            made = (contrast_pair(contrast, self.policy, part.limits).pair for contrast in contrasts)
+            pairs += [*(pair for pair in made if pair is not None), *own]
+        fresh, stale = fresh_enough(distinct(pairs), heads, now, self.params.max_staleness)
         blocked = Blocker(self.data.kept_from_rounds).sift(fresh)
         imported = self.data.imported_pairs(number)
         capped = cap([*blocked.kept, *imported], self.params.max_pairs_per_cell, self.params.source_caps, chance)
         dropped += Counter({"stale": len(stale)}) + blocked.dropped + capped.dropped
         self._queue(capped.kept, reviews)
         counts = PairCounts(
-            judged=len(asked),
+            judged=sum(len(part.turnouts) for part in parts),
             kept=len(capped.kept),
             dropped=dict(+dropped),
             sources=dict(Counter(pair.source for pair in capped.kept)),
@@ -107,8 +103,11 @@ class PairMaker:
         )
         return Asked(turnout.attack, turnout.answers, turnout.critiques, provenance, turnout.votes, turnout.comparisons)
 
-    def _on_policy(self, asked: Sequence[Asked], limits: LimitsOf) -> tuple[list[Pair], Counter[str], list[ReviewItem]]:
-        pairs, reviews, dropped, now = [], [], Counter[str](), time.time()
+    def _on_policy(
+        self, asked: Sequence[Asked], limits: LimitsOf, dropped: Counter[str], reviews: list[ReviewItem]
+    ) -> list[Pair]:
+        """Best and worst of each query's own answers; why there are none is counted, doubt is added to `reviews`."""
+        pairs, now = [], time.time()
         for one in asked:
             made = make_pair(
                 one.attack,
@@ -127,7 +126,7 @@ class PairMaker:
                 dropped[made.reason] += 1
             if made.review is not None:
                 reviews.append(made.review)
-        return pairs, dropped, reviews
+        return pairs
 
     def _contrasts(self, asked: Sequence[Asked], limits: LimitsOf) -> list[Contrast]:
         """Pairs whose rejected answer is told by another query: the twin's, or the one about another group."""

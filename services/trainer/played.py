@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from services.trainer.asking import Clock, Versions
 from vcllm.alignment.pairing import Places, success_share
 from vcllm.alignment.updates import Attempt
+from vcllm.alignment.verdicts import Limits
 from vcllm.contracts.archive import ArchiveFigures
 from vcllm.contracts.attacks import Attack, attack_prompt
+from vcllm.contracts.base import Language
 from vcllm.contracts.chat import Completion
 from vcllm.contracts.critiques import Comparison, Critique, Outcome
 from vcllm.contracts.pairs import Pair
@@ -58,15 +61,9 @@ class Part:
     num_asked: int
     dropped: Counter[str]
     turnouts: list[Turnout]
+    limits: Mapping[Language, Limits]
+    """What the Critic's scores were held to when comparisons were asked for: its pairs are made by the same."""
     seconds: Counter[str]
-
-    def __add__(self, other: Part) -> Part:
-        return Part(
-            self.num_asked + other.num_asked,
-            self.dropped + other.dropped,
-            [*self.turnouts, *other.turnouts],
-            self.seconds + other.seconds,
-        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Played:
     number: int
     versions: Versions
     steering: Steering
-    part: Part
+    parts: list[Part]
     made: MadePairs
     novelty: list[float]
     """Of every turnout."""
@@ -96,10 +93,28 @@ class Played:
     num_ahead: int
     clock: Clock
 
+    @cached_property
+    def turnouts(self) -> list[Turnout]:
+        return [turnout for part in self.parts for turnout in part.turnouts]
+
     @property
     def attacks(self) -> list[Attack]:
         """Those that passed the filters."""
-        return [turnout.attack for turnout in self.part.turnouts]
+        return [turnout.attack for turnout in self.turnouts]
+
+    @property
+    def num_asked(self) -> int:
+        return sum(part.num_asked for part in self.parts)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Attacks that fell to a filter, by reason."""
+        return sum((part.dropped for part in self.parts), Counter())
+
+    @property
+    def seconds(self) -> Counter[str]:
+        """By phase, of playing it."""
+        return sum((part.seconds for part in self.parts), Counter())
 
     @property
     def pairs(self) -> list[Pair]:
@@ -116,6 +131,6 @@ class Played:
                 novelty,
                 cell=turnout.attack.goal.cell.key,
             )
-            for turnout, novelty in zip(self.part.turnouts, self.novelty, strict=True)
+            for turnout, novelty in zip(self.turnouts, self.novelty, strict=True)
             if turnout.attack.goal.kind == "attack"
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from vcllm.contracts.charter import Split, TacticUse
 from vcllm.contracts.evaluation import EvalItem
 from vcllm.contracts.rounds import Steering
 
+LimitsOf = Mapping[Language, Limits]
 MAX_UPDATES_PER_CELL = 4
 """Wins of one cell that teach the Attacker in a round."""
 
@@ -53,8 +54,9 @@ Before = Mapping[int, Outcome]
 class Rounds:
     """The rounds of one lineage, in order."""
 
-    def __init__(self, context: Context, data: StageData) -> None:
-        self.context = context
+    def __init__(self, context: Context, data: StageData, limits: Callable[[str, int], LimitsOf]) -> None:
+        """limits: of a Critic's scores, by its version and the round."""
+        self.context, self.limits = context, limits
         self.params = context.recipe.rounds
         charter = context.charter
         self.cards = charter.cards_of(Split.TRAIN)
@@ -72,45 +74,42 @@ class Rounds:
         self.pairmaker = PairMaker(context, data)
         self.played: dict[int, Played] = {}
 
-    def play(self, number: int, versions: Versions, limits: Mapping[Language, Limits], before: Before) -> Played:
-        """Play a round, or recall it; earlier rounds must have been played or recalled first.
-
-        limits: of the Critic's scores. before: of the rounds before.
-        """
+    def play(self, number: int, versions: Versions, before: Before) -> Played:
+        """Play a round, or recall it; earlier rounds must have been played or recalled first."""
         folder, steering = f"rounds/round-{number}", self.steering(number, before)
-        ahead = self._prepared(number, limits)
-        num_goals = max(1, self.params.num_goals - (ahead.num_asked if ahead else 0))
+        ahead = self._prepared(number)
+        num_ahead = ahead.num_asked if ahead is not None else 0
+        num_goals = max(1, self.params.num_goals - num_ahead // self.params.num_tries)
         goals = self._goals(folder, number, steering, num_goals)
-        part = self._part(folder, number, versions, limits, goals)
-        whole = part if ahead is None else ahead + part
-        clock = Clock(self.context, folder)
+        part = self._part(folder, number, versions, self.limits(versions.critic, number), goals)
+        parts = [part] if ahead is None else [ahead, part]
         heads = [self.played[earlier].versions.actor for earlier in sorted(self.played)] + [versions.actor]
-        chance = self._chance(number, "pairs")
-        made = self.pairmaker.make(whole.turnouts, number, versions, heads, limits, chance)
-        self.context.tell("round", round=number, phase="pair", done=len(made.pairs), total=len(whole.turnouts))
-        novelty = self.archive.enter(map(_entry, whole.turnouts), number)
-        played = Played(
+        made = self.pairmaker.make(parts, number, versions.actor, heads, self._chance(number, "pairs"))
+        turnouts = [turnout for part in parts for turnout in part.turnouts]
+        self.context.tell("round", round=number, phase="pair", done=len(made.pairs), total=len(turnouts))
+        novelty = self.archive.enter(map(_entry, turnouts), number)
+        figures = self.archive.figures([turnout.attack for turnout in turnouts if _is_attack(turnout)])
+        self.played[number] = Played(
             number,
             versions,
             steering,
-            whole,
+            parts,
             made,
             novelty,
-            self.archive.figures([turnout.attack for turnout in whole.turnouts if _is_attack(turnout)]),
+            figures,
             self.archive.rates(),
-            ahead.num_asked if ahead else 0,
-            clock,
+            num_ahead,
+            Clock(self.context, folder),
         )
-        self.played[number] = played
-        return played
+        return self.played[number]
 
-    def prepare(self, number: int, versions: Versions, limits: Mapping[Language, Limits], before: Before) -> None:
+    def prepare(self, number: int, versions: Versions, before: Before) -> None:
         """Play a part of a coming round while the one before it trains, against the versions that are there now."""
         num, folder = round(self.params.num_goals * self.params.overlap_share), _ahead(number)
         if not num or self.context.recall(f"{folder}/prepared.json") is not None:
             return
         goals = self._goals(folder, number, self.steering(number, before), num)
-        self._part(folder, number, versions, limits, goals)
+        self._part(folder, number, versions, self.limits(versions.critic, number - 1), goals)
         self.context.keep(f"{folder}/prepared.json", versions.as_json())
 
     def steering(self, number: int, before: Before) -> Steering:
@@ -149,7 +148,7 @@ class Rounds:
 
     def retained(self, number: int) -> list[EvalItem]:
         """A round's own share of them: single turns in the card's words, as all frozen items are."""
-        turnouts = [one for one in self.played[number].part.turnouts if _is_plain(one.attack)]
+        turnouts = [one for one in self.played[number].turnouts if _is_plain(one.attack)]
         won = {turnout.attack.query for turnout in turnouts if _succeeded(turnout)}
         attacks = [turnout.attack for turnout in turnouts]
         chosen = retention_sample(attacks, self.params.num_retention, self._chance(number, "retention"), won)
@@ -158,12 +157,7 @@ class Rounds:
     # Parts of a round.
 
     def _part(
-        self,
-        folder: str,
-        number: int,
-        versions: Versions,
-        limits: Mapping[Language, Limits],
-        goals: Sequence[AttackGoal],
+        self, folder: str, number: int, versions: Versions, limits: LimitsOf, goals: Sequence[AttackGoal]
     ) -> Part:
         trace = digest([self.context.lineage, folder])[:32]
         asking = Asking(self.context, folder, number, versions, trace, lambda purpose: self._seed(folder, purpose))
@@ -183,13 +177,16 @@ class Rounds:
         wanted = self.pairmaker.wanted([self.pairmaker.asked(turnout, number) for turnout in turnouts], limits)
         compared = asking.comparisons(sifted.kept, answers, wanted)
         turnouts = [replace(one, comparisons=row) for one, row in zip(turnouts, compared, strict=True)]
-        return Part(len(attacks), Counter(sifted.dropped), turnouts, Counter(asking.clock.seconds))
+        return Part(len(attacks), Counter(sifted.dropped), turnouts, limits, Counter(asking.clock.seconds))
 
-    def _prepared(self, number: int, limits: Mapping[Language, Limits]) -> Part | None:
-        """What was prepared of a round, recalled; None where it was not."""
+    def _prepared(self, number: int) -> Part | None:
+        """What was prepared of a round, recalled; None where it was not. Held to the limits of the round it ran beside:
+        those are what its comparisons were chosen by."""
         folder = _ahead(number)
-        kept = self.context.recall(f"{folder}/prepared.json")
-        return None if kept is None else self._part(folder, number, Versions.of_json(kept), limits, ())
+        if (kept := self.context.recall(f"{folder}/prepared.json")) is None:
+            return None
+        versions = Versions.of_json(kept)
+        return self._part(folder, number, versions, self.limits(versions.critic, number - 1), ())
 
     def _goals(self, folder: str, number: int, steering: Steering, num: int) -> list[AttackGoal]:
         """Each stands there once for every try; a try's place gives it a seed of its own."""
@@ -206,7 +203,7 @@ class Rounds:
     def _seen(self, number: int, outcome: Outcome) -> Seen:
         """A played round as the controller sees it: by the Critic, but for what became of it."""
         played = self.played[number]
-        benign = [turnout for turnout in played.part.turnouts if not _is_attack(turnout)]
+        benign = [turnout for turnout in played.turnouts if not _is_attack(turnout)]
         return Seen(
             attack_success=Share.mean(attempt.success for attempt in played.attempts),
             over_refusal=Share.mean(turnout.refusal for turnout in benign),

@@ -37,7 +37,7 @@ def summarise(
     attacker: StageOrder | None,
 ) -> RoundSummary:
     """Whether an attack won is the report's judge's word, not the Critic's."""
-    turnouts = played.part.turnouts
+    turnouts = played.turnouts
     in_own_words = [turnout for turnout in turnouts if turnout.attack.goal.swapped is None]  # as the judge knows them
     rulings = [[_ruled(context, turnout, answer) for answer in turnout.answers] for turnout in in_own_words]
     won = [
@@ -54,10 +54,10 @@ def summarise(
     critiques = [critique for turnout in turnouts for critique in turnout.critiques]
     return RoundSummary(
         number=played.number,
-        num_attacks=played.part.num_asked,
+        num_attacks=played.num_asked,
         num_valid=len(turnouts),
-        num_refused=played.part.dropped["refused"],
-        num_leaked=played.part.dropped["leaked"],
+        num_refused=played.dropped["refused"],
+        num_leaked=played.dropped["leaked"],
         num_novel=sum(novelty >= NOVEL for novelty in played.novelty),
         num_benign=sum(turnout.attack.goal.kind == "benign" for turnout in turnouts),
         num_pairs=len(played.pairs),
@@ -91,7 +91,7 @@ def succeeding_again(retention: Measure | None) -> Share:
 
 
 def _work(context: Context, played: Played, candidate: StageOrder | None, attacker: StageOrder | None) -> RoundWork:
-    seconds = dict(played.part.seconds + played.clock.seconds_of("gate", "measure"))
+    seconds = dict(played.seconds + played.clock.seconds_of("gate", "measure"))
     for phase, order in (("train_actor", candidate), ("train_attacker", attacker)):
         if order is not None:
             seconds[phase] = context.store.manifest(order.role, order.version).metrics.get("seconds", 0.0)
@@ -101,7 +101,7 @@ def _work(context: Context, played: Played, candidate: StageOrder | None, attack
         attacker=played.versions.attacker,
         actor=played.versions.actor,
         critic=played.versions.critic,
-        dropped=dict(played.part.dropped),
+        dropped=dict(played.dropped),
         pairs=played.made.counts,
         steering=played.steering,
         archive=played.figures,

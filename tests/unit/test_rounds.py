@@ -133,12 +133,12 @@ class FakeData:
 
 
 def rounds_of(context: FakeContext) -> Rounds:
-    return Rounds(context, FakeData())  # type: ignore[arg-type]
+    return Rounds(context, FakeData(), lambda critic, number: LIMITS)  # type: ignore[arg-type]
 
 
 def play(context: FakeContext, number: int = 1) -> tuple[Rounds, Played]:
     made = rounds_of(context)
-    return made, made.play(number, VERSIONS, LIMITS, {})
+    return made, made.play(number, VERSIONS, {})
 
 
 def test_every_try_at_a_goal_has_a_seed_of_its_own():
@@ -148,7 +148,7 @@ def test_every_try_at_a_goal_has_a_seed_of_its_own():
     _, once = play(single)
 
     prompts = Counter(attack_prompt(attack.goal) for attack in played.attacks)
-    assert played.part.num_asked == 60 and len(set(context.roles.seeds)) == 60
+    assert played.num_asked == 60 and len(set(context.roles.seeds)) == 60
     assert prompts == {prompt: 3 * count for prompt, count in
                        Counter(attack_prompt(attack.goal) for attack in once.attacks).items()}  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_a_failure_of_an_earlier_round_is_remembered(monkeypatch: pytest.MonkeyP
     goals = made._goals("rounds/round-1", 1, made.steering(1, {}), 20)
     monkeypatch.setattr(made, "_goals", lambda *_: goals)
     monkeypatch.setattr(made, "_seed", lambda folder, purpose: int(folder[-1]))
-    first, second = (made.play(number, VERSIONS, LIMITS, {}) for number in (1, 2))
+    first, second = (made.play(number, VERSIONS, {}) for number in (1, 2))
 
     rejected = [row["rejected"] for row in made.attacker_rows(second) if "rejected" in row]
 
@@ -224,13 +224,26 @@ def test_a_part_prepared_ahead_counts_within_the_round():
     context = FakeContext(overlap_share=0.5)
     context.roles.critic = first_answer_is_good
     made, _ = play(context)
-    made.prepare(2, VERSIONS, LIMITS, {})
+    made.prepare(2, VERSIONS, {})
     newer = Versions("attacker-r1", "actor-r1", "critic")
-    played = made.play(2, newer, LIMITS, {})
+    played = made.play(2, newer, {})
 
-    assert played.part.num_asked == 20 and played.num_ahead == 10
-    assert Counter(turnout.versions.actor for turnout in played.part.turnouts) == {"actor": 10, "actor-r1": 10}
+    assert played.num_asked == 20 and played.num_ahead == 10
+    assert Counter(turnout.versions.actor for turnout in played.turnouts) == {"actor": 10, "actor-r1": 10}
     assert {pair.provenance.actor for pair in played.pairs} == {"actor", "actor-r1"}
+
+
+def test_what_was_prepared_is_held_to_the_limits_it_was_prepared_by():
+    """The limits of a round may move with its Critic's labels; comparisons that were not asked for cannot be missed."""
+    context = FakeContext(overlap_share=0.5, benign_share=0.0)
+    context.roles.critic = first_answer_is_good
+    strict = dict.fromkeys(Language, Limits(0.95, 0.05))
+    made = Rounds(context, FakeData(), lambda critic, number: LIMITS if number < 2 else strict)  # type: ignore[arg-type]
+    made.play(1, VERSIONS, {})
+    made.prepare(2, VERSIONS, {})
+    played = made.play(2, VERSIONS, {})
+
+    assert len(played.pairs) == played.num_ahead == 10
 
 
 def test_pairs_of_a_version_too_old_are_dropped_and_counted():
@@ -238,8 +251,8 @@ def test_pairs_of_a_version_too_old_are_dropped_and_counted():
     context = FakeContext(overlap_share=0.5, max_staleness=0)
     context.roles.critic = first_answer_is_good
     made, _ = play(context)
-    made.prepare(2, VERSIONS, LIMITS, {})
-    played = made.play(2, Versions("attacker", "actor-r1", "critic"), LIMITS, {})
+    made.prepare(2, VERSIONS, {})
+    played = made.play(2, Versions("attacker", "actor-r1", "critic"), {})
 
     assert {pair.provenance.actor for pair in played.pairs} == {"actor-r1"}
     assert played.made.counts.dropped["stale"] > 0
