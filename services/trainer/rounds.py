@@ -121,10 +121,13 @@ class Rounds:
         return steering
 
     def replay(self, number: int, num_new: int) -> list[str]:
-        """Ids of pairs of earlier rounds to show again in this one."""
-        earlier = [pair for played in self.played.values() if played.number < number for pair in played.pairs]
+        """Ids of pairs of earlier rounds to show again in this one; what no version has learned yet is new, not old."""
         manifests = [one for one in self.context.store.manifests("actor") if one.lineage == self.context.lineage]
-        shown = Counter(pair for one in manifests if one.round < number for pair in one.replayed)
+        before = [one for one in manifests if one.round < number]
+        learned = {pair for one in before for pair in one.pairs}
+        shown = Counter(pair for one in before for pair in one.replayed)
+        pairs = [pair for played in self.played.values() if played.number < number for pair in played.pairs]
+        earlier = [pair for pair in pairs if pair.id in learned]
         chance = self._chance(number, "replay")
         chosen = choose_replay(earlier, num_new, self.params.replay_share, chance, shown=shown)
         return [pair.id for pair in chosen]

@@ -279,6 +279,20 @@ def test_what_the_critic_is_not_sure_of_goes_to_people():
     assert len(context.reviewed) == played.made.counts.reviews == played.made.counts.dropped["doubtful"] > 0
 
 
+def test_only_pairs_that_a_version_learned_are_shown_again():
+    """The Actor sat the first round out, so its pairs are still new; those of the second come back in the third."""
+    context = FakeContext(benign_share=0.0, replay_share=0.5)
+    context.roles.critic = first_answer_is_good
+    made = rounds_of(context)
+    played = [made.play(number, VERSIONS, {}) for number in (1, 2)]
+    learned = [pair.id for pair in played[1].pairs]
+    context.store.manifests = lambda role: [SimpleNamespace(lineage="line", round=2, pairs=learned, replayed=[])]
+
+    assert set(made.replay(3, 10)) <= set(learned)
+    assert len(made.replay(3, 10)) == 10
+    assert made.replay(2, 10) == []
+
+
 def test_queries_kept_for_good_are_plain_and_half_of_them_won():
     """No conversations and no swapped groups; of 20 queries, those that won come first until they are half."""
     made, played = play(FakeContext(multi_turn_share=0.5, num_retention=6, num_goals=60))
