@@ -100,10 +100,7 @@ def arm_rows(arms: dict[str, list[Result]]) -> list[Row]:
             row = paired_row(name, "share", [mine[name].value + 1e-4], [other[name].value + 1e-4], arm, better)  # type: ignore[arg-type]
             rows.append(row | {"ours_interval": [mine[name].low, mine[name].high], "runs": len(theirs),
                                "peer_interval": [other[name].low, other[name].high], "apart": where[name]})  # fmt: skip
-        pairs = (
-            [60 * pairs_of(one) / one["seconds"] for one in ours],
-            [60 * pairs_of(one) / one["seconds"] for one in theirs],
-        )
+        pairs = [pace_of(one) for one in ours], [pace_of(one) for one in theirs]
         num = min(map(len, pairs))
         rows.append(paired_row("approved pairs a minute", "1/min", pairs[0][:num], pairs[1][:num], arm))
     return rows
@@ -114,6 +111,19 @@ def pairs_of(result: Result) -> int:
     if "trl" in result:
         return int(result["trl"]["approved"])
     return sum(stage["round"]["num_pairs"] or 0 for stage in result["stages"] if stage.get("round"))
+
+
+def seconds_of(result: Result) -> float:
+    """Of attacking, answering, judging and training; the judge's measurements are nobody's throughput."""
+    if "trl" in result:
+        return float(result["attack_seconds"] + result["trl"]["seconds"])
+    works = [stage["round"]["work"]["seconds"] for stage in result["stages"] if stage.get("round")]
+    return sum(value for work in works for phase, value in work.items() if phase not in ("gate", "measure"))
+
+
+def pace_of(result: Result) -> float:
+    """Approved pairs a minute."""
+    return 60 * pairs_of(result) / seconds_of(result)
 
 
 def coverage_of(result: Result) -> float | None:
@@ -140,8 +150,8 @@ def arms_table(arms: dict[str, list[Result]]) -> str:
         where = standing(mine, found) if name != "ours" else {}
         cells = [f"**{found[one]}**" if where.get(one, "same") != "same" else str(found[one]) for one in MEASURES]
         covered = [value for one in runs if (value := coverage_of(one)) is not None]
-        seconds = statistics.median(one["seconds"] for one in runs)
-        pace = statistics.median(60 * pairs_of(one) / one["seconds"] for one in runs)
+        seconds = statistics.median(map(seconds_of, runs))
+        pace = statistics.median(map(pace_of, runs))
         cells += [f"{100 * statistics.mean(covered):.0f} %" if covered else "–", f"{seconds:.0f}", f"{pace:.0f}"]
         verdict = "" if name == "ours" else told(where)
         lines.append(f"| {title} | " + " | ".join(cells) + f" | {verdict} | {len(runs)} |")
