@@ -120,10 +120,11 @@ class LocalRoles:
 
     def _open(self, role: Role, version: str) -> Any:
         if (role, version) not in self.opened:
-            manifest = self.store.manifest(role, version)
+            kept_as: Role = role if self.store.has(role, version) else "actor"  # one set of weights may play both
+            manifest = self.store.manifest(kept_as, version)
             base = self._base(manifest.base)
             loader = self.loaders["classifier" if role == "critic" else "causal"]
-            loaded = loader.load(self.store.path(role, version), base=base)
+            loaded = loader.load(self.store.path(kept_as, version), base=base)
             made = Classifier(loaded) if role == "critic" else LocalEngine(loaded, self.limits, own=True)
             self.opened[role, version] = made
         self.opened.move_to_end((role, version))

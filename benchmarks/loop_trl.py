@@ -98,6 +98,7 @@ def main(file: Path) -> int:
         temperature=order["temperature"],
         max_new_tokens=order["max_tokens"],
         missing_eos_penalty=1.0,
+        gradient_checkpointing=False,  # TRL's default spares memory that is not short here, and costs a third
         save_strategy="no",
         report_to=[],
         logging_steps=1000,
