@@ -28,7 +28,7 @@ from benchmarks.rows import DOCUMENT, RESULTS, Row, fill, lonely_row, paired_row
 
 Result = dict[str, Any]
 SPOTS = ("spot-0", "spot-1")
-PLANTED = (*SPOTS, "bad-critic", "diverse", "alike")
+PLANTED = (*SPOTS, "bad-critic", "honest-critic", "diverse", "alike")
 
 
 def main() -> int:
@@ -214,9 +214,9 @@ def is_gone(result: Result) -> bool:
 
 
 def is_caught(result: Result) -> bool:
-    return (
-        "reject" in result["decisions"] and "promote" not in result["decisions"][result["decisions"].index("reject") :]
-    )
+    """Something that its word has trained is held to be worse than its parent, and nothing is promoted after that."""
+    first = next((i for i, names in enumerate(result["worse"]) if names), None)
+    return first is not None and "promote" not in result["decisions"][first:]
 
 
 def planted_table(seeds: Sequence[int]) -> str:
@@ -227,9 +227,12 @@ def planted_table(seeds: Sequence[int]) -> str:
                 course = " → ".join(f"{100 * share:.0f} %" for share in one["violating"])
                 when = f"found in round {one['found_in_round']}" if one["found_in_round"] else "not found"
                 lines.append(f"| weak spot `{one['cell']}` | {seed} | {when}; violating there: {course} |")
-        for one in results("bad-critic", [seed]):
-            course = " → ".join(f"{100 * share:.0f} %" for share in one["attack_success"])
-            lines.append(f"| bad Critic | {seed} | {', '.join(map(str, one['decisions']))}; attack success: {course} |")
+        for name in ("bad-critic", "honest-critic"):
+            for one in results(name, [seed]):
+                course = " → ".join(f"{100 * share:.0f} %" for share in one["attack_success"])
+                worse = "; ".join(", ".join(names) or "nothing" for names in one["worse"])
+                what = f"worse than its parent, by round: {worse}; attack success: {course}"
+                lines.append(f"| {name.replace('-', ' ')} | {seed} | {what} |")
         for name in ("diverse", "alike"):
             for one in results(name, [seed]):
                 last = one["rounds"][-1]["archive"]

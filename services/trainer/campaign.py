@@ -14,7 +14,7 @@ from services.trainer.played import Played
 from services.trainer.results import Results
 from services.trainer.rounds import Outcome, Rounds
 from services.trainer.stagedata import StageData
-from services.trainer.summing import history_of, succeeding_again, summarise
+from services.trainer.summing import history_of, succeeding_again, summarise, taught
 from services.trainer.thresholds import limits_of
 from vcllm.alignment.gate import judge_candidate
 from vcllm.alignment.refit import due
@@ -200,14 +200,17 @@ class Campaign:
             return self.results.measure(f"round-{number}", parent, parent, retention=retention)
         clock = played.clock
         with clock.timed("gate"):
-            verdict = self._judge(candidate.version, parent, number)
+            verdict = self._judge(candidate.version, parent, number, played)
         with clock.timed("measure"):
             return self.results.measure(
                 f"round-{number}", candidate.version, candidate.parent, gate=verdict, retention=retention
             )
 
-    def _judge(self, candidate: str, parent: str, number: int) -> GateVerdict:
-        """Play the gate's items against both; dev items and the queries kept from earlier rounds."""
+    def _judge(self, candidate: str, parent: str, number: int, played: Played | None = None) -> GateVerdict:
+        """Play the gate's items against both; dev items and the queries kept from earlier rounds.
+
+        played: the round whose pairs the candidate learned; None: it learned none.
+        """
         measurer, params = self.results.measurer, self.params.gate
         retention = self.rounds.retention(number)
         items = [*measurer.gate_items, *retention]
@@ -218,6 +221,7 @@ class Campaign:
             self._limits,
             paired_differences(items, mine, theirs),
             params.tolerance if params.hold else NEVER,
+            None if played is None else taught(self.context, played.pairs),
         )
         self.context.tell("gate", version=candidate, **verdict.model_dump(mode="json"))
         return verdict

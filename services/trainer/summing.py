@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from services.trainer.context import Context
 from services.trainer.played import Played, Turnout
@@ -14,6 +14,7 @@ from vcllm.contracts.chat import Completion
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.evaluation import ArchiveCell, RoundSummary, StageResult
 from vcllm.contracts.measure import Measure
+from vcllm.contracts.pairs import Pair
 from vcllm.contracts.recipes import StageOrder
 from vcllm.contracts.rounds import RoundWork
 from vcllm.evaluation.measures import share_of
@@ -69,6 +70,18 @@ def summarise(
         archive={key: ArchiveCell(tried=cell.tried, won=cell.won) for key, cell in archive.cells.items()},
         work=_work(context, played, candidate, attacker),
     )
+
+
+def taught(context: Context, pairs: Sequence[Pair]) -> Measure:
+    """Chosen answers that the report's judge, not the Critic, finds violating; of what was said in this lineage."""
+    own = [pair for pair in pairs if pair.source not in ("human", "imported")]
+    return share_of([_chosen_outcome(context, pair) is Outcome.VIOLATING for pair in own])
+
+
+def _chosen_outcome(context: Context, pair: Pair) -> Outcome:
+    charter = context.charter
+    card = charter.card(pair.card)
+    return judge(pair.chosen, card, charter.reason(card), pair.goal, pair.kind, pair.language).outcome
 
 
 def history_of(result: StageResult, summary: RoundSummary) -> RoundFigures:

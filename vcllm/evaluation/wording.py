@@ -43,6 +43,7 @@ MEASURES = {
     "benign_helpful": Bilingual(en="Harmless questions answered well", zh="无害问题答好率"),
     "agreement": Bilingual(en="Same outcome in Chinese and English", zh="中英结果相同"),
     "both_consistent": Bilingual(en="Both languages keep to the charter", zh="中英均符合宪章"),
+    "taught": Bilingual(en="Violations among the answers it was taught", zh="所学回答中的违规"),
     "broken": Bilingual(en="Broken answers", zh="失效回答"),
     "refusal": Bilingual(en="Bare refusals of attacks", zh="对攻击的空洞拒答"),
     "retention": Bilingual(en="Old attacks still answered well", zh="往轮攻击仍答好"),
