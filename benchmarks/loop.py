@@ -87,23 +87,44 @@ def figures(runs: Sequence[Result]) -> dict[str, Figure]:
 
 
 def arm_rows(arms: dict[str, list[Result]]) -> list[Row]:
-    """Ours and each baseline by seed, with both intervals."""
+    """Ours and each baseline, with both intervals; a baseline that was not run says so."""
     rows, ours = [], arms["ours"]
+    if not ours:
+        return rows
+    mine = figures(ours)
     for arm in BASELINES:
         theirs = arms[arm]
-        if not ours or not theirs:
-            rows.append(lonely_row("attack success", "share", [0.0], arm, "not run"))
+        if not theirs:
+            rows += [lonely_row(name, "share", [mine[name].value], arm, "not run") for name in MEASURES]
             continue
-        mine, other = figures(ours), figures(theirs)
+        other = figures(theirs)
         where = standing(mine, other)
-        for name, (_, better) in MEASURES.items():
-            row = paired_row(name, "share", [mine[name].value + 1e-4], [other[name].value + 1e-4], arm, better)  # type: ignore[arg-type]
-            rows.append(row | {"ours_interval": [mine[name].low, mine[name].high], "runs": len(theirs),
-                               "peer_interval": [other[name].low, other[name].high], "apart": where[name]})  # fmt: skip
-        pairs = [pace_of(one) for one in ours], [pace_of(one) for one in theirs]
-        num = min(map(len, pairs))
-        rows.append(paired_row("approved pairs a minute", "1/min", pairs[0][:num], pairs[1][:num], arm))
+        rows += [figure_row(name, arm, mine[name], other[name], where[name]) for name in MEASURES]
+        num = min(len(ours), len(theirs))
+        paces = [[pace_of(one) for one in runs[:num]] for runs in (ours, theirs)]
+        rows.append(paired_row("approved pairs a minute", "1/min", *paces, arm))
     return rows
+
+
+def figure_row(name: str, arm: str, mine: Figure, other: Figure, apart: str) -> Row:
+    """Means over the seeds; no ratio where one of them is nought."""
+    num, less = min(mine.num_seeds, other.num_seeds), MEASURES[name][1] == "less"
+    better, worse = (other.value, mine.value) if less else (mine.value, other.value)
+    ratio = round(better / worse, 3) if better and worse else None
+    return {
+        "name": name,
+        "unit": "share",
+        "ours": round(mine.value, 5),
+        "peer": round(other.value, 5),
+        "peer_name": arm,
+        "ratio": ratio,
+        "runs": num,
+        "ratio_min": ratio,
+        "ratio_max": ratio,
+        "ours_interval": [round(mine.low, 5), round(mine.high, 5)],
+        "peer_interval": [round(other.low, 5), round(other.high, 5)],
+        "apart": apart,
+    }
 
 
 def pairs_of(result: Result) -> int:

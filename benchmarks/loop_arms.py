@@ -8,6 +8,8 @@ arm has a gate: what is compared is the method, not the door behind it.
 from __future__ import annotations
 
 import copy
+import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,10 +74,6 @@ def _pointwise(recipe: Recipe) -> None:
     recipe["rounds"]["critic"] = {"pairwise": False}
 
 
-def _no_diversity(recipe: Recipe) -> None:
-    recipe["rounds"]["archive"] = {"diversity": False}
-
-
 def _share_weights(pipeline: Pipeline) -> None:
     """One model answers and attacks: SFT has the Attacker's seeds among its rows, a round's candidate its wins."""
     context, orders, campaign = pipeline.context, pipeline.orders, pipeline.campaign
@@ -83,7 +81,7 @@ def _share_weights(pipeline: Pipeline) -> None:
 
     def with_rows(order: StageOrder, rows: list[dict[str, Any]]) -> StageOrder:
         own = context.datasets.path(order.dataset).read_text(encoding="utf-8").splitlines()
-        dataset = context.datasets.freeze([*map(_row, own), *rows])
+        dataset = context.datasets.freeze([*map(json.loads, own), *rows])
         return order.model_copy(update={"dataset": dataset})
 
     def shared_sft() -> StageOrder:
@@ -100,15 +98,7 @@ def _share_weights(pipeline: Pipeline) -> None:
     campaign.__dict__["_attacker"] = campaign._head
 
 
-def _row(line: str) -> dict[str, Any]:
-    import json
-
-    return dict(json.loads(line))
-
-
 def _shuffled(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    import random
-
     return random.Random(seed).sample(rows, len(rows))
 
 
@@ -119,7 +109,6 @@ ARMS: dict[str, Arm] = {
     "approved-only": Arm("(c) approved answers are learned, nothing is rejected", _approved_only),
     "pointwise": Arm("(d) one Critic's scores against fixed thresholds, no comparisons", _pointwise),
     "shared": Arm("(e) one set of weights attacks and answers", pipeline=_share_weights, own_start=True),
-    "no-diversity": Arm("goals follow success alone, novelty has no weight", _no_diversity),
 }
 BASELINES = ("static", "no-benign", "approved-only", "pointwise", "shared", "trl")
 TRL = "(f) TRL's online DPO, the same Critic as reward"

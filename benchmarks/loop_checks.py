@@ -6,6 +6,7 @@ and an Attacker that is left to its successes. Each is a run like an arm's, with
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Sequence
@@ -184,8 +185,6 @@ def poison(pipeline: Pipeline, cell: Cell) -> None:
     context, sft = pipeline.context, pipeline.orders.sft
 
     def poisoned() -> StageOrder:
-        import json
-
         order = sft()
         rows = [json.loads(line) for line in context.datasets.path(order.dataset).read_text().splitlines()]
         rows += bad_rows(context.world(f"planted-{cell.key}"), cell)

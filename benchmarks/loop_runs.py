@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,9 @@ from benchmarks.loop_local import LocalRoles, LocalSystem
 from services.trainer.pipeline import Pipeline
 from vcllm.alignment.archive import Archive
 from vcllm.contracts.attacks import AttackRequest
-from vcllm.contracts.chat import Completion
 from vcllm.contracts.recipes import Recipe
 from vcllm.engine.prefill import Limits
-from vcllm.stores.models import ModelStore, write_atomic
+from vcllm.stores.models import ModelStore, hash_files, write_atomic
 
 HOME = Path("var/bench-loop")
 RECIPE, LINEAGE = "loop", "line"
@@ -161,8 +159,6 @@ def prompts(pipeline: Pipeline, store: ModelStore, num: int) -> list[dict[str, s
 
 def adopt(store: ModelStore, files: Path, version: str) -> None:
     """Make a folder of weights a version like the one it was trained from."""
-    from vcllm.stores.models import hash_files
-
     parent = store.manifest("actor", f"{LINEAGE}-sft")
     manifest = parent.model_copy(
         update={"name": version, "files": hash_files(files), "parent": f"actor/{parent.name}", "probes": []}
@@ -233,9 +229,5 @@ def keep(folder: Path, result: dict[str, Any]) -> None:
     write_atomic(folder / RESULT, json.dumps(result, ensure_ascii=False).encode())
 
 
-Run = Callable[[str, int], int]
-
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], int(sys.argv[2])))
-
-__all__ = ["Completion", "main"]
