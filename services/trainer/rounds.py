@@ -17,6 +17,7 @@ from services.trainer.asking import Asking, Clock, Versions
 from services.trainer.context import Context
 from services.trainer.pairmaking import PairMaker
 from services.trainer.played import Part, Played, Turnout
+from services.trainer.rejudging import still_good
 from services.trainer.stagedata import StageData
 from vcllm.alignment.archive import Archive, Entry
 from vcllm.alignment.controller import Seen, first, steer
@@ -127,7 +128,9 @@ class Rounds:
         learned = {pair for one in before for pair in one.pairs}
         shown = Counter(pair for one in before for pair in one.replayed)
         pairs = [pair for played in self.played.values() if played.number < number for pair in played.pairs]
-        earlier = [pair for pair in pairs if pair.id in learned]
+        critic = self.played[number].versions.critic
+        known = [pair for pair in pairs if pair.id in learned]
+        earlier = still_good(self.context, known, critic, self.limits(critic, number), number)
         chance = self._chance(number, "replay")
         chosen = choose_replay(earlier, num_new, self.params.replay_share, chance, shown=shown)
         return [pair.id for pair in chosen]

@@ -284,13 +284,34 @@ def test_only_pairs_that_a_version_learned_are_shown_again():
     context = FakeContext(benign_share=0.0, replay_share=0.5)
     context.roles.critic = first_answer_is_good
     made = rounds_of(context)
-    played = [made.play(number, VERSIONS, {}) for number in (1, 2)]
+    played = [made.play(number, VERSIONS, {}) for number in (1, 2, 3)]
     learned = [pair.id for pair in played[1].pairs]
     context.store.manifests = lambda role: [SimpleNamespace(lineage="line", round=2, pairs=learned, replayed=[])]
 
     assert set(made.replay(3, 10)) <= set(learned)
     assert len(made.replay(3, 10)) == 10
     assert made.replay(2, 10) == []
+
+
+def test_a_newer_critic_takes_back_what_it_would_not_approve():
+    """The pairs of the first round are judged again once the Critic was fitted anew, and once only."""
+    context = FakeContext(benign_share=0.0, replay_share=0.5)
+    context.roles.critic = first_answer_is_good
+    made = rounds_of(context)
+    first = made.play(1, VERSIONS, {})
+    made.play(2, Versions("attacker", "actor", "critic-r2"), {})
+    learned = [pair.id for pair in first.pairs]
+    context.store.manifests = lambda role: [SimpleNamespace(lineage="line", round=1, pairs=learned, replayed=[])]
+    spared = {pair.query for pair in first.pairs[::2]}
+    context.roles.critic = lambda item: (
+        first_answer_is_good(item) if item.query in spared else Critique(outcome=Outcome.VIOLATING, score=0.1)
+    )
+
+    shown = made.replay(2, 100)
+    context.roles.sizes["critique"].clear()
+
+    assert set(shown) == {pair.id for pair in first.pairs if pair.query in spared}
+    assert made.replay(2, 100) == shown and context.roles.sizes["critique"] == []
 
 
 def test_queries_kept_for_good_are_plain_and_half_of_them_won():
