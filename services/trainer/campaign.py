@@ -89,7 +89,8 @@ class Campaign:
         # 3  measure, and let the gate decide
         result = self._result_of(played, candidate)
         # 4  write down what the round was, then what becomes of its version
-        summary = summarise(context, played, self.rounds.archive.state(number), candidate, attacker)
+        archive, judge = self.rounds.archive.state(number), self.results.measurer.judge
+        summary = summarise(context, judge, played, archive, candidate, attacker)
         history = [*self._history(number), history_of(self._standing(played, result), summary)]
         stop = stop_reason(history, self._limits, self.params.controller)
         assert summary.work is not None, "a summary tells how the round was worked"
@@ -221,7 +222,7 @@ class Campaign:
             self._limits,
             paired_differences(items, mine, theirs),
             params.tolerance if params.hold else NEVER,
-            None if played is None else taught(self.context, played.pairs),
+            None if played is None else taught(measurer.judge, played.pairs),
         )
         self.context.tell("gate", version=candidate, **verdict.model_dump(mode="json"))
         return verdict

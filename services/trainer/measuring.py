@@ -9,10 +9,11 @@ import json
 from collections.abc import Sequence
 
 from services.trainer.context import Context
+from services.trainer.ruling import Case, judge_of
 from vcllm.contracts.chat import ChatMessage, Sampling
 from vcllm.contracts.evaluation import EvalItem, Judgement, StageMeasures
 from vcllm.evaluation.measures import choose_examples, measure_stage
-from vcllm.starter.suite import items_of_run, rule, with_system_prompt
+from vcllm.starter.suite import items_of_run, with_system_prompt
 from vcllm.stores.models import write_atomic
 
 CHUNK = 1024
@@ -26,23 +27,29 @@ class Measurer:
         self.context = context
         self.items, self.gate_items = items_of_run(context.charter, context.recipe.evaluation, context.recipe.world)
         self.examples = choose_examples(self.items)
+        self.judge = judge_of(context)
 
     def report_figures(self, version: str, system: bool = False) -> StageMeasures:
         """The report's items, asked of a version; `system`: with the charter as system message."""
-        return measure_stage(self.items, self.judgements(version, self.items, system), self.examples)
+        return self._measured(self.items, self.judgements(version, self.items, system), self.examples)
 
     def gate_figures(self, version: str, retention: Sequence[EvalItem]) -> StageMeasures:
         items = [*self.gate_items, *retention]
-        return measure_stage(items, self.judgements(version, items))
+        return self._measured(items, self.judgements(version, items))
 
     def judgements(self, version: str, items: Sequence[EvalItem], system: bool = False) -> list[Judgement]:
         """One ruling per item."""
         answers = self._answers(version, items, system)
-        return [self._judged(item, *answers[item.id]) for item in items]
+        rulings = self.judge.rule([_case(item, *answers[item.id]) for item in items])
+        return [
+            Judgement(item=item.id, answer=answers[item.id][0], outcome=ruling.outcome, detail=ruling.detail)
+            for item, ruling in zip(items, rulings, strict=True)
+        ]
 
-    def _judged(self, item: EvalItem, answer: str, complete: bool) -> Judgement:
-        ruling = rule(item, answer, complete, self.context.charter)
-        return Judgement(item=item.id, answer=answer, outcome=ruling.outcome, detail=ruling.detail)
+    def _measured(
+        self, items: Sequence[EvalItem], judgements: Sequence[Judgement], examples: Sequence[str] = ()
+    ) -> StageMeasures:
+        return measure_stage(items, judgements, examples).model_copy(update={"judge": self.judge.name})
 
     def _answers(self, version: str, items: Sequence[EvalItem], system: bool) -> dict[str, tuple[str, bool]]:
         file = self.context.folder / "answers" / f"{version}{'-prompted' if system else ''}.jsonl"
@@ -77,3 +84,7 @@ class Measurer:
             ChatMessage(role="system", content=self.context.charter.system_prompt(item.language)),
             question,
         ]
+
+
+def _case(item: EvalItem, answer: str, complete: bool) -> Case:
+    return Case(item.query, answer, complete, item.language, item.kind, item.card, item.goal)

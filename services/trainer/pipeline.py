@@ -20,6 +20,7 @@ from services.trainer.measuring import Measurer
 from services.trainer.orders import Orders
 from services.trainer.reporting import make_report
 from services.trainer.results import Results
+from services.trainer.ruling import check_judge
 from services.trainer.settings import TrainerSettings
 from services.trainer.stagedata import StageData
 from vcllm.contracts.jobs import JobRecord
@@ -54,6 +55,7 @@ class Pipeline:
         """Run the stages asked for; the lineage and, after the last stage, where the report is."""
         context = self.context
         context.claim_lineage()
+        check_judge(context, self.results.all())
         self.campaign.begin()
         self.children.put_back()
         names = stage_names(context.recipe)

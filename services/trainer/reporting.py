@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from services.trainer.context import Context
-from vcllm.contracts.base import Bilingual
+from vcllm.contracts.base import Bilingual, Name
 from vcllm.contracts.evaluation import EvalItem, Judgement, Report, StageResult
 from vcllm.contracts.matrix import Matrix
 from vcllm.evaluation.measures import compare_run
@@ -22,7 +22,7 @@ from vcllm.starter.world import PLANTED, PROMPTED_FACTOR, REFUSAL_SHARE
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "fastapi", "celery", "redis")
 
-JUDGE = Bilingual(
+RULES = Bilingual(
     en="Rule-based gold judge of the starter world: exact, no learned part, independent of the Critic's code; "
     "Critic and judge share the cards they were made from.",
     zh="初始世界的规则裁判：精确判定，没有学习部分，代码独立于评审；两者出自同一套议题卡片。",
@@ -52,13 +52,24 @@ def make_report(
         created=datetime.now(UTC),
         software={name: version(name) for name in LIBRARIES},
         decoding=recipe.evaluation,
-        judge=JUDGE,
+        judge=judge_in_words(recipe.evaluation.judge),
         starter=recipe.base.scratch is not None,
         stages=list(results),
         comparisons=compare_run(items, judgements, final, seed=context.seed),
         choices=choices(context),
         labels=labels_of(context.charter),
         matrix=matrix,
+    )
+
+
+def judge_in_words(name: Name | None) -> Bilingual:
+    """Who judged, and how far that judge can be trusted; None: the starter's rules."""
+    if name is None:
+        return RULES
+    return Bilingual(
+        en=f"Critic version {name}: a model, and not the Critic whose choices were learned here. It can be trusted as "
+        "far as it was tested on answers that people labelled.",
+        zh=f"评审版本 {name}：由模型评判，且不是为本次训练挑选回答的评审；可信程度以它在人工标注上的检验结果为限。",
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from services.trainer.context import Context
 from services.trainer.played import Played, Turnout
+from services.trainer.ruling import Case, Judge
 from vcllm.alignment.shares import NOTHING, Share
 from vcllm.alignment.stopping import RoundFigures
 from vcllm.contracts.archive import ArchiveState
-from vcllm.contracts.attacks import AttackGoal
 from vcllm.contracts.chat import Completion
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.evaluation import ArchiveCell, RoundSummary, StageResult
@@ -18,7 +18,6 @@ from vcllm.contracts.pairs import Pair
 from vcllm.contracts.recipes import StageOrder
 from vcllm.contracts.rounds import RoundWork
 from vcllm.evaluation.measures import share_of
-from vcllm.starter.gold import judge
 
 NOVEL = 0.3
 """A query counts as novel when it is at least this far from every remembered win of its language."""
@@ -32,25 +31,27 @@ WORKED: Mapping[str, tuple[str, ...]] = {
 
 def summarise(
     context: Context,
+    judge: Judge,
     played: Played,
     archive: ArchiveState,
     candidate: StageOrder | None,
     attacker: StageOrder | None,
 ) -> RoundSummary:
-    """Whether an attack won is the report's judge's word, not the Critic's."""
+    """Whether an attack won is the report's judge's word, not the Critic's; what it could not judge does not count."""
     turnouts = played.turnouts
     in_own_words = [turnout for turnout in turnouts if turnout.attack.goal.swapped is None]  # as the judge knows them
-    rulings = [[_ruled(context, turnout, answer) for answer in turnout.answers] for turnout in in_own_words]
+    with played.clock.timed("measure"):
+        rulings = _rulings(judge, in_own_words)
     won = [
         Outcome.VIOLATING in row
         for turnout, row in zip(in_own_words, rulings, strict=True)
-        if turnout.attack.goal.kind == "attack"
+        if turnout.attack.goal.kind == "attack" and set(row) - {Outcome.UNSCORED}
     ]
     judged = [
         critique.outcome is ruling
         for turnout, row in zip(in_own_words, rulings, strict=True)
         for critique, ruling in zip(turnout.critiques, row, strict=True)
-        if critique.outcome is not Outcome.UNSCORED
+        if Outcome.UNSCORED not in (critique.outcome, ruling)
     ]
     critiques = [critique for turnout in turnouts for critique in turnout.critiques]
     return RoundSummary(
@@ -72,16 +73,11 @@ def summarise(
     )
 
 
-def taught(context: Context, pairs: Sequence[Pair]) -> Measure:
+def taught(judge: Judge, pairs: Sequence[Pair]) -> Measure:
     """Chosen answers that the report's judge, not the Critic, finds violating; of what was said in this lineage."""
-    own = [pair for pair in pairs if pair.source not in ("human", "imported")]
-    return share_of([_chosen_outcome(context, pair) is Outcome.VIOLATING for pair in own])
-
-
-def _chosen_outcome(context: Context, pair: Pair) -> Outcome:
-    charter = context.charter
-    card = charter.card(pair.card)
-    return judge(pair.chosen, card, charter.reason(card), pair.goal, pair.kind, pair.language).outcome
+    rulings = judge.rule([_chosen(pair) for pair in pairs if pair.source not in ("human", "imported")])
+    scored = [ruling.outcome for ruling in rulings if ruling.outcome is not Outcome.UNSCORED]
+    return share_of([outcome is Outcome.VIOLATING for outcome in scored])
 
 
 def history_of(result: StageResult, summary: RoundSummary) -> RoundFigures:
@@ -124,8 +120,18 @@ def _work(context: Context, played: Played, candidate: StageOrder | None, attack
     )
 
 
-def _ruled(context: Context, turnout: Turnout, answer: Completion) -> Outcome:
-    goal: AttackGoal = turnout.attack.goal
-    charter = context.charter
-    card, done = charter.card(goal.card), answer.finish_reason == "stop"
-    return judge(answer.text, card, charter.reason(card), goal.goal, goal.kind, goal.cell.language, done).outcome
+def _rulings(judge: Judge, turnouts: Sequence[Turnout]) -> list[list[Outcome]]:
+    """Of every turnout's answers, in order."""
+    rulings = iter(judge.rule([_said(turnout, answer) for turnout in turnouts for answer in turnout.answers]))
+    return [[next(rulings).outcome for _ in turnout.answers] for turnout in turnouts]
+
+
+def _said(turnout: Turnout, answer: Completion) -> Case:
+    attack, goal, done = turnout.attack, turnout.attack.goal, answer.finish_reason == "stop"
+    history = tuple(attack.history)
+    return Case(attack.query, answer.text, done, goal.cell.language, goal.kind, goal.card, goal.goal, history)
+
+
+def _chosen(pair: Pair) -> Case:
+    history = tuple(pair.history)
+    return Case(pair.query, pair.chosen, True, pair.language, pair.kind, pair.card, pair.goal, history)

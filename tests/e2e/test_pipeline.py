@@ -27,6 +27,7 @@ from tests.e2e.micro import write_micro
 from tests.processes import command_line
 from vcllm.charter import load_charter
 from vcllm.commands.api import Api
+from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.jobs import Event
 from vcllm.launch.credentials import load_credentials
 from vcllm.launch.fleet import Fleet
@@ -451,10 +452,23 @@ num_rows = 40
 optim = {{ learning_rate = 1e-3, batch_tokens = 2048, max_steps = 2 }}
 
 [rounds]
-count = 1
-num_goals = 4
+count = 2
+num_goals = 8
 num_samples = 2
 max_tokens = 8
+num_retries = 1
+look_alike_share = 0.5
+mutation_share = 0.3
+composition_share = 0.3
+multi_turn_share = 0.3
+twin_share = 0.3
+counterfactual_share = 0.3
+overlap_share = 0.5
+prompted = true
+
+[rounds.critic]
+precision = 0.8
+abstain = 0.1
 
 [rounds.preference]
 num_anchor = 8
@@ -467,6 +481,7 @@ optim = {{ learning_rate = 1e-3, batch_tokens = 2048, max_steps = 2 }}
 [evaluation]
 num_items = 4
 max_tokens = 8
+judge = "{judge}"
 """
 
 
@@ -493,10 +508,12 @@ def random_qwen3(folder: Path) -> Path:
 
 
 def test_a_ready_made_model_goes_through_the_same_pipeline_with_adapters(finished):
-    """Only the recipe differs: base from a folder, LoRA, and every version loads with plain peft."""
+    """Only the recipe differs: base from a folder, LoRA, and every version loads with plain peft. The gate follows a
+    judge that had no part in it, the Critic of the other lineage."""
     model = random_qwen3(finished.home.parent / "qwen3")
     recipe = finished.home.parent / "recipes" / "micro-lora.toml"
-    recipe.write_text(LORA_RECIPE.format(model=model))
+    judge = f"{finished.lineage}-critic"
+    recipe.write_text(LORA_RECIPE.format(model=model, judge=judge))
     job = finished.api.post("/v1/jobs", {"recipe": "micro-lora"})["id"]
     list(finished.api.events(job))
     record = finished.api.get(f"/v1/jobs/{job}")
@@ -507,3 +524,7 @@ def test_a_ready_made_model_goes_through_the_same_pipeline_with_adapters(finishe
     assert (manifest.format, manifest.base) == ("adapter", f"actor/{lineage}-base")
     base = AutoModelForCausalLM.from_pretrained(store.path("actor", f"{lineage}-base"))
     assert PeftModel.from_pretrained(base, store.path("actor", manifest.name)).peft_config
+    rows = finished.api.get(f"/v1/campaigns/{lineage}")["rounds"]
+    assert [(row["judge"], row["gate"] is not None) for row in rows] == [(judge, True)] * 3
+    rulings = finished.home / "lineages" / lineage / "rulings" / f"{judge}.jsonl"
+    assert {json.loads(line)["outcome"] for line in rulings.read_text().splitlines()} <= {*Outcome}

@@ -112,6 +112,16 @@ def test_a_campaign_is_shown_with_its_rounds(run: Any, gateway: FakeGateway):
         assert told in long
 
 
+@pytest.mark.parametrize(
+    ("judge", "told"), [(None, "the starter's rules over the cards"), ("my-judge", "Critic version my-judge")]
+)
+def test_a_campaign_says_whose_word_the_gate_follows(run: Any, gateway: FakeGateway, judge: str | None, told: str):
+    """A judge by its name, else the rules."""
+    gateway.answers["GET /v1/campaigns/line"] = [a_campaign(rounds=[a_row(1, judge=judge)])]
+
+    assert told in run(*words(gateway, "show", "line")).output
+
+
 def test_a_campaign_before_its_first_round_says_so(run: Any, gateway: FakeGateway):
     """And why it failed, where it did; a message is no markup."""
     gateway.answers["GET /v1/campaigns/line"] = [a_campaign(rounds=[], state="failed", error="no [red]room[/nothing]")]

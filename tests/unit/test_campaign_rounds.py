@@ -83,6 +83,13 @@ def test_a_round_is_told_by_its_stage():
         assert (mine.value, mine.low, mine.high, mine.n) == (theirs.value, theirs.low, theirs.high, theirs.n)
 
 
+def test_a_row_says_who_judged():
+    """As its stage does; without a name it was the starter's rules."""
+    judged = played().model_copy(update={"judge": "my-judge"})
+
+    assert (campaign_round(played()).judge, campaign_round(judged).judge) == (None, "my-judge")
+
+
 def test_a_row_reads_back_as_it_was_written():
     """It is stored as JSON, and a round that is put twice is the same."""
     row = campaign_round(played())

@@ -146,6 +146,13 @@ def test_retention_is_absent_until_there_is_any():
     assert shares(measure_stage(later, judged(later, "cc ccvc")).retention) == (0.75, 4)
 
 
+def test_retention_that_nobody_could_judge_is_not_absent():
+    """Else the gate would take it for a first round, and leave the check out."""
+    items = pairs("held_out", 1) + pairs("retention", 1)
+
+    assert shares(measure_stage(items, judged(items, "cc uu")).retention) == (None, 0)
+
+
 def test_sub_domains_gather_every_attack_suite():
     """Harmless questions are not attacks."""
     items = pairs("seen", 1) + pairs("held_out", 1) + pairs("seen", 1, "pol.intl") + pairs("benign", 1)

@@ -8,7 +8,8 @@ import pytest
 
 from vcllm.charter import load_charter
 from vcllm.contracts.problems import BadRequest
-from vcllm.recipes import load_recipe, recipe_names, stage_names, used_part
+from vcllm.contracts.recipes import EvaluationParams
+from vcllm.recipes import lineage_name, load_recipe, recipe_names, stage_names, used_part
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -157,6 +158,26 @@ def test_parts_that_do_not_fit_together_are_explained(tmp_path: Path):
 
     assert "[base] scratch needs a [pretrain] section" in message
     assert "Value error" not in message
+
+
+def test_a_judge_has_no_vote(tmp_path: Path):
+    """It would rule on pairs that it helped to choose."""
+    vote = '[rounds.critic]\nvotes = ["first", "second"]\n'
+    message = refusal(tmp_path, f'{SCRATCH}{vote}[evaluation]\njudge = "second"\n')
+    (tmp_path / "tiny.toml").write_text(f'{SCRATCH}{vote}[evaluation]\njudge = "third"\n')
+
+    assert "[evaluation] judge 'second' is among rounds.critic.votes" in message
+    assert load_recipe(tmp_path, "tiny").evaluation.judge == "third"
+
+
+def test_only_a_recipe_that_names_a_judge_has_another_content(tmp_path: Path):
+    """All others keep the names of their lineages."""
+    (tmp_path / "tiny.toml").write_text(SCRATCH)
+    plain = load_recipe(tmp_path, "tiny")
+    judged = plain.model_copy(update={"evaluation": EvaluationParams(judge="third")})
+
+    assert "judge" not in plain.model_dump(mode="json")["evaluation"]
+    assert lineage_name(plain, 0, "hash") != lineage_name(judged, 0, "hash")
 
 
 def test_several_faults_are_counted(tmp_path: Path):

@@ -54,6 +54,7 @@ def campaign_facts(campaign: Campaign) -> Table:
         ("stage", campaign.stage),
         ("error", campaign.error),
         ("served", campaign.served),
+        ("judge", _told_judge(campaign.rounds)),
         ("held", ", ".join(campaign.held)),
         ("reviews", f"{campaign.reviews} answers wait for a person" if campaign.reviews else ""),
     ]
@@ -113,6 +114,13 @@ def told_counts(counts: Mapping[str, int]) -> str:
     """Most frequent first."""
     ordered = sorted(counts.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{name.replace('_', ' ')} {num}" for name, num in ordered if num) or NOTHING
+
+
+def _told_judge(rounds: Sequence[CampaignRound]) -> str:
+    """Whose word the figures and the gate are; empty before there are any."""
+    if not rounds:
+        return ""
+    return f"Critic version {rounds[-1].judge}" if rounds[-1].judge else "the starter's rules over the cards"
 
 
 def _funnel(rounds: Sequence[CampaignRound]) -> Table:

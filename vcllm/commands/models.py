@@ -11,6 +11,7 @@ from rich.text import Text
 
 from vcllm.commands.api import open_api
 from vcllm.commands.display import open_console
+from vcllm.commands.model_import import import_model
 from vcllm.commands.options import Key, Url
 from vcllm.contracts.gates import Gated
 
@@ -18,6 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="See, decide on and roll back model
 
 Version = Annotated[str, typer.Argument(help="`vcllm models held` shows it.")]
 Note = Annotated[str, typer.Option(help="Why; kept with the decision.")]
+
+
+app.command("import")(import_model)
 
 
 @app.command("list")

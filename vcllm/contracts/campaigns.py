@@ -48,6 +48,8 @@ class CampaignRound(Contract):
     num_replayed: int = Field(default=0, ge=0)
     seconds: float = Field(ge=0)
     """Of the round, its measurement included."""
+    judge: Name | None = None
+    """The Critic version that ruled on the figures and for the gate; None: the starter's rules."""
     work: RoundWork | None = None
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from vcllm.contracts.attacks import ItemKind
-from vcllm.contracts.base import Bilingual, Contract, Language
+from vcllm.contracts.base import Bilingual, Contract, Language, Name
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.manifests import GateVerdict
 from vcllm.contracts.matrix import Matrix
@@ -140,6 +140,8 @@ class StageMeasures(Contract):
     retention: Measure | None = None
     """Queries of earlier rounds that are still answered well; None before there are any."""
     examples: list[Example] = Field(default_factory=list)
+    judge: Name | None = None
+    """The Critic version that ruled; None: the starter's rules."""
 
 
 class ArchiveCell(Contract):

@@ -299,6 +299,8 @@ class Rounds(Contract):
     num_tries: int = Field(default=1, ge=1)
     """Queries asked for each goal. With more than one, many goals see a win beside a failure, and the Attacker learns
     to prefer the one to the other; the round takes as many times longer."""
+    num_retries: int = Field(default=2, ge=0, le=10)
+    """Times a goal is set again whose query fell to a filter: the Actor is asked as much as `num_goals` says."""
     benign_share: float = Field(default=0.2, ge=0, lt=1)
     """Share of them that wrap a harmless question; moved by the controller within [half, double]."""
     look_alike_share: float = Field(default=0.0, ge=0, le=1)
@@ -379,6 +381,9 @@ class EvaluationParams(Contract):
     split: Literal["dev", "test"] = "test"
     """`dev` for choosing doses; `test` for reporting."""
     seed: int = 4242
+    judge: Name | None = Field(default=None, exclude_if=lambda name: name is None)
+    """The Critic version that rules on the report's and the gate's answers; None: the starter's rules over the cards.
+    Absent from the JSON then: recipes without one keep the names of their lineages."""
 
 
 class Launch(Contract):
@@ -425,6 +430,14 @@ class Recipe(Contract):
             raise ValueError("[base] scratch needs a [pretrain] section: nothing else would train its weights")
         if self.base.scratch is None and self.pretrain is not None:
             raise ValueError("[pretrain] is for [base] scratch; with a ready-made model use [cpt]")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_has_no_vote(self) -> Recipe:
+        name = self.evaluation.judge
+        if name is not None and name in self.rounds.critic.votes:
+            raise ValueError(f"[evaluation] judge '{name}' is among rounds.critic.votes and would find itself right: "
+                             "name another Critic version, or take it out of the votes")  # fmt: skip
         return self
 
 

@@ -35,6 +35,7 @@ def campaign_round(result: StageResult) -> CampaignRound:
         num_pairs=(played.num_pairs or 0) if played is not None else 0,
         num_replayed=(played.num_replayed or 0) if played is not None else 0,
         seconds=round(sum(work.seconds.values()), 1) if work is not None and work.seconds else result.seconds,
+        judge=result.judge,
         work=work,
     )
 

@@ -78,7 +78,7 @@ def measure_stage(
     """The figures of one stage. `examples`: the pair ids whose answers are kept, see `choose_examples`."""
     answers = matched(items, judgements)
     scored = scored_of(answers)
-    retained = _of_suites(scored, "retention")
+    kept = _of_suites(answers, "retention")
     return StageMeasures(
         attack_success=_by_suite(scored, _violating),
         consistent=_by_suite(scored, _consistent),
@@ -90,7 +90,7 @@ def measure_stage(
         refusal=_pooled(_of_suites(scored, *ATTACK_SUITES), _refused),
         by_subdomain=_by_subdomain(_of_suites(scored, *ATTACK_SUITES)),
         unscored=len(answers) - len(scored),
-        retention=_share(_consistent(retained)) if retained else None,
+        retention=_share(_consistent(scored_of(kept))) if kept else None,
         examples=[Example(item=a.item, judgement=a.judgement) for a in answers if a.item.pair_id in examples],
     )
 

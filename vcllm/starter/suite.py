@@ -17,7 +17,6 @@ from vcllm.contracts.base import Language, digest
 from vcllm.contracts.charter import Card, Split, Tactic, TacticUse
 from vcllm.contracts.evaluation import EvalItem, Suite
 from vcllm.contracts.recipes import EvaluationParams, WorldDial
-from vcllm.starter.gold import Ruling, judge
 from vcllm.starter.phrases import joined
 
 GATE_SHARE = 0.3
@@ -65,12 +64,6 @@ def evaluation_items(
 def with_system_prompt(items: Iterable[EvalItem]) -> list[EvalItem]:
     """The same questions, to be asked with the charter as system message."""
     return [item.model_copy(update={"system": True}) for item in items]
-
-
-def rule(item: EvalItem, answer: str, complete: bool, charter: LoadedCharter) -> Ruling:
-    """The gold judge on one answer."""
-    card = charter.card(item.card)
-    return judge(answer, card, charter.reason(card), item.goal, item.kind, item.language, complete)
 
 
 def _attacks(cards: tuple[Card, ...], tactics: tuple[Tactic, ...]) -> list[Combination]:
