@@ -42,7 +42,12 @@ class Classifier:
         self._turn = asyncio.Lock()
 
     async def critique(self, items: Sequence[CritiqueItem]) -> list[Critique]:
-        """One critique per item, in order."""
+        """One critique per item, in order. What is asked twice is read once: answers and comparisons repeat a lot."""
+        different = list({_key(item): item for item in items}.values())
+        found = dict(zip(map(_key, different), await self._critiques(different), strict=True))
+        return [found[_key(item)] for item in items]
+
+    async def _critiques(self, items: Sequence[CritiqueItem]) -> list[Critique]:
         ids = await asyncio.to_thread(self._encode, items)
         failures = [self._failure(item, tokens) for item, tokens in zip(items, ids, strict=True)]
         judged = [i for i, failure in enumerate(failures) if failure is None]
@@ -100,6 +105,11 @@ class Classifier:
         by_label = dict(zip(self.labels, values, strict=True))
         by_outcome = {outcome: by_label.pop(outcome) for outcome in SCORED}
         return scored(item, by_outcome, {label.removeprefix(SCORE_PREFIX): score for label, score in by_label.items()})
+
+
+def _key(item: CritiqueItem) -> str:
+    """The same for items that are the same."""
+    return item.model_dump_json()
 
 
 def labels_of(id2label: dict[int, str]) -> list[str]:

@@ -87,9 +87,12 @@ class Asking:
         self.versions, self.trace, self.seed = versions, trace, seed
         self.clock = Clock(context, folder)
 
-    def attacks(self, goals: Sequence[AttackGoal]) -> list[Attack]:
-        """One for every goal, in order; those over several turns with what the Actor said on the way."""
-        return self._kept("attacks", "attack", len(goals), Attack, lambda: self._written(list(goals)))
+    def attacks(self, goals: Sequence[AttackGoal], usable: Callable[[Attack], bool]) -> list[Attack]:
+        """One for every goal, in order, then those that were asked again; over several turns with what the Actor said.
+
+        usable: whether a goal need not be set again. All that was written is returned, so that it can be counted.
+        """
+        return self._kept("attacks", "attack", len(goals), Attack, lambda: self._written_until(goals, usable))
 
     def answers(self, attacks: Sequence[Attack]) -> list[list[Completion]]:
         """The Actor's k answers to each."""
@@ -145,19 +148,31 @@ class Asking:
 
     # How each is asked.
 
-    def _written(self, goals: list[AttackGoal]) -> list[Attack]:
+    def _written_until(self, goals: Sequence[AttackGoal], usable: Callable[[Attack], bool]) -> list[Attack]:
+        wrote = last = self._written(list(goals), "attack")
+        for number in range(1, self.context.recipe.rounds.num_retries + 1):
+            again = [attack.goal for attack in last if not usable(attack)]
+            if not again:
+                break
+            self.context.hold.go_on()
+            last = self._written(again, f"attack-again-{number}")
+            wrote = wrote + last
+        return wrote
+
+    def _written(self, goals: list[AttackGoal], purpose: str) -> list[Attack]:
         histories: list[list[ChatMessage]] = [[] for _ in goals]
         failed: dict[int, Attack] = {}
         for turn in range(1, max((goal.num_turns for goal in goals), default=1)):
             places = [i for i, goal in enumerate(goals) if turn < goal.num_turns and i not in failed]
-            wrote = self._turns([goals[i] for i in places], [histories[i] for i in places], f"attack-{turn}")
+            wrote = self._turns([goals[i] for i in places], [histories[i] for i in places], f"{purpose}-{turn}")
             failed |= {i: attack for i, attack in zip(places, wrote, strict=True) if _is_no_turn(attack)}
             going = [(i, attack) for i, attack in zip(places, wrote, strict=True) if i not in failed]
-            said = self._said([conversation(attack) for _, attack in going], 1, TURN_TOKENS, 1.0, f"reply-{turn}")
+            asked = [conversation(attack) for _, attack in going]
+            said = self._said(asked, 1, TURN_TOKENS, 1.0, f"{purpose}-reply-{turn}")
             for (i, attack), [reply] in zip(going, said, strict=True):
                 histories[i] = [*conversation(attack), ChatMessage(role="assistant", content=reply.text)]
         places = [i for i in range(len(goals)) if i not in failed]
-        wrote = self._turns([goals[i] for i in places], [histories[i] for i in places], "attack")
+        wrote = self._turns([goals[i] for i in places], [histories[i] for i in places], purpose)
         done = failed | dict(zip(places, wrote, strict=True))
         return [done[i] for i in range(len(goals))]
 
@@ -236,7 +251,7 @@ class Asking:
             with self.clock.timed(phase):
                 kept = ask()
             self.context.keep(file, kept)
-        self.context.tell("round", round=self.number, phase=phase, done=len(kept), total=total)
+        self.context.tell("round", round=self.number, phase=phase, done=len(kept), total=max(total, len(kept)))
         return list(kept)
 
 

@@ -79,9 +79,8 @@ class Rounds:
         """Play a round, or recall it; earlier rounds must have been played or recalled first."""
         folder, steering = f"rounds/round-{number}", self.steering(number, before)
         ahead = self._prepared(number)
-        num_ahead = ahead.num_asked if ahead is not None else 0
-        num_goals = max(1, self.params.num_goals - num_ahead // self.params.num_tries)
-        goals = self._goals(folder, number, steering, num_goals)
+        num_ahead = self._num_ahead if ahead is not None else 0
+        goals = self._goals(folder, number, steering, max(1, self.params.num_goals - num_ahead))
         part = self._part(folder, number, versions, self.limits(versions.critic, number), goals)
         parts = [part] if ahead is None else [ahead, part]
         heads = [self.played[earlier].versions.actor for earlier in sorted(self.played)] + [versions.actor]
@@ -106,7 +105,7 @@ class Rounds:
 
     def prepare(self, number: int, versions: Versions, before: Before) -> None:
         """Play a part of a coming round while the one before it trains, against the versions that are there now."""
-        num, folder = round(self.params.num_goals * self.params.overlap_share), _ahead(number)
+        num, folder = self._num_ahead, _ahead(number)
         if not num or self.context.recall(f"{folder}/prepared.json") is not None:
             return
         goals = self._goals(folder, number, self.steering(number, before), num)
@@ -162,12 +161,17 @@ class Rounds:
 
     # Parts of a round.
 
+    @property
+    def _num_ahead(self) -> int:
+        """Goals of a round that are set while the one before it trains."""
+        return round(self.params.num_goals * self.params.overlap_share)
+
     def _part(
         self, folder: str, number: int, versions: Versions, limits: LimitsOf, goals: Sequence[AttackGoal]
     ) -> Part:
         trace = digest([self.context.lineage, folder])[:32]
         asking = Asking(self.context, folder, number, versions, trace, lambda purpose: self._seed(folder, purpose))
-        attacks = asking.attacks(goals)
+        attacks = asking.attacks(goals, lambda attack: self.sieve.fault(attack) is None)
         sifted = self.sieve.sift(attacks)
         answers = asking.answers(sifted.kept)
         critiques = asking.critiques(sifted.kept, answers)

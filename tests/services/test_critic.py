@@ -284,7 +284,8 @@ def test_a_small_request_is_not_kept_waiting_by_a_large_one(monkeypatch: pytest.
     monkeypatch.setattr(classifier, "MAX_ITEMS_PER_PASS", 10)
 
     async def both() -> None:
-        large = asyncio.create_task(judged.critique([CritiqueItem.model_validate(EN)] * 60))
+        items = [CritiqueItem.model_validate({**EN, "response": f"answer {i}"}) for i in range(60)]
+        large = asyncio.create_task(judged.critique(items))
         await asyncio.sleep(0.02)
         await judged.critique([CritiqueItem.model_validate(ZH)])
         assert len(passes) < 7
@@ -295,9 +296,28 @@ def test_a_small_request_is_not_kept_waiting_by_a_large_one(monkeypatch: pytest.
     assert sorted(passes) == [1, *[10] * 6]
 
 
+def test_what_is_asked_twice_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples repeat each other, and a comparison asks about both its answers: each gets its critique all the same."""
+    tokenizer = tiny_tokenizer()
+    judged = Classifier(Loaded(tiny_classifier(tokenizer), tokenizer, 512))
+    read: list[int] = []
+
+    def counted(model: Any, ids: list[list[int]], temperatures: list[float]) -> list[list[float]]:
+        read.append(len(ids))
+        return class_probabilities(model, ids, temperatures)
+
+    monkeypatch.setattr(classifier, "class_probabilities", counted)
+    one, other = CritiqueItem.model_validate(EN), CritiqueItem.model_validate(ZH)
+
+    critiques = asyncio.run(judged.critique([one, other, one, one]))
+
+    assert sum(read) == 2
+    assert critiques[0] == critiques[2] == critiques[3] != critiques[1]
+
+
 def test_a_client_that_leaves_stops_its_judgement(critic: httpx.Client) -> None:
     """The server is free for the next one; health never waited."""
-    items = [{**EN, "response": "speak " * 90}] * 2000
+    items = [{**EN, "response": f"{i} " + "speak " * 90} for i in range(2000)]
     with pytest.raises(httpx.ReadTimeout):
         critic.post("/v1/critiques", json={"items": items}, timeout=0.3)
 

@@ -219,6 +219,42 @@ def test_an_attack_over_several_turns_hears_the_actor_on_the_way():
     assert {len(turns) for turns in context.roles.asked} == {1, 3, 5, 7, 9}
 
 
+def test_a_goal_whose_query_fell_to_a_filter_is_set_again():
+    """So often as the recipe says, with another seed; what passed stays, and every query is counted."""
+    context, wasteful = FakeContext(num_retries=2), FakeContext(num_retries=0)
+    for each in (context, wasteful):
+        spoil_first_requests(each.roles, 1)
+    _, played = play(context)
+    _, lost = play(wasteful)
+
+    assert context.roles.sizes["attack"] == [20, 10], "only the spoilt half is asked again"
+    assert (played.num_asked, len(played.attacks), played.dropped.total()) == (30, 20, 10)
+    assert (lost.num_asked, len(lost.attacks), lost.dropped.total()) == (20, 10, 10)
+    assert len(set(context.roles.seeds)) == 30
+
+    hopeless = FakeContext(num_retries=2)
+    spoil_first_requests(hopeless.roles, 99)
+    _, played = play(hopeless)
+    assert hopeless.roles.sizes["attack"] == [20, 10, 5] and played.dropped.total() == 10 + 5 + 2
+
+
+def spoil_first_requests(roles: FakeRoles, num: int) -> None:
+    """In so many requests every second query loses its goal."""
+    write = roles.attacks
+
+    def spoilt(request: AttackRequest, *, trace: str) -> AttackReply:
+        reply = write(request, trace=trace)
+        if len(roles.sizes["attack"]) > num:
+            return reply
+        attacks = [
+            attack.model_copy(update={"query": "lost"}) if place % 2 else attack
+            for place, attack in enumerate(reply.attacks)
+        ]
+        return reply.model_copy(update={"attacks": attacks})
+
+    roles.__dict__["attacks"] = spoilt
+
+
 def test_a_part_prepared_ahead_counts_within_the_round():
     """It is played by the versions that were there; the rest of the round by the newer ones, and both make pairs."""
     context = FakeContext(overlap_share=0.5)

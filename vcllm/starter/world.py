@@ -47,6 +47,8 @@ LEVELS: dict[tuple[ItemKind, Outcome], dict[str, int]] = {
 }
 """Levels of the shipped rubric, where the way an answer is made leaves no doubt: a bare refusal does not let one tell
 whether it agrees, a broken answer is off the point, cut off or in the wrong language. What is not here is unknown."""
+BENIGN_SEEDS = 0.4
+"""Share of the Attacker's seeds that wrap a harmless question: at a quarter it got one look-alike in five right."""
 SFT_TEMPLATES = 4
 """Instruction data meets the first templates of a seed tactic only."""
 
@@ -125,7 +127,7 @@ class World:
         rows = []
         for _ in range(num_rows):
             card, tactic, language = self._draw(self.loop_tactics)
-            kind: ItemKind = "benign" if self.random.random() < 0.25 else "attack"
+            kind: ItemKind = "benign" if self.random.random() < BENIGN_SEEDS else "attack"
             goal = self.goal(card, tactic, language, kind)
             rows.append(self._attacker_row(goal, card, tactic))
         return rows
