@@ -22,12 +22,24 @@ from typing import Any
 import numpy as np
 
 from benchmarks.loop_arms import ARMS, BASELINES, TRL
-from benchmarks.loop_figures import CLAIMED, MEASURES, Figure, claim_holds, figure, standing
+from benchmarks.loop_figures import CLAIMED, MEASURES, Figure, claim_holds, difference, figure, standing
+from benchmarks.loop_pace import (
+    NUM_PACED,
+    PACED,
+    PACED_ARMS,
+    PACED_THREADS,
+    pace_of,
+    pace_rows,
+    pace_table,
+    seconds_of,
+)
 from benchmarks.loop_runs import HOME, RESULT
-from benchmarks.rows import DOCUMENT, RESULTS, Row, fill, lonely_row, paired_row, write_results
+from benchmarks.rows import DOCUMENT, RESULTS, Row, fill, lonely_row, write_results
 
 Result = dict[str, Any]
 SPOTS = ("spot-0", "spot-1")
+GONE = 0.1
+"""Share of violating answers in a planted cell up to which it is weak no more."""
 PLANTED = (*SPOTS, "bad-critic", "honest-critic", "diverse", "alike")
 
 
@@ -43,10 +55,13 @@ def main() -> int:
     if options.only != "tables":
         run_all(seeds, options.lanes, options.only)
     arms = {name: results(name, seeds) for name in ("ours", *BASELINES)}
-    rows = [*arm_rows(arms), *planted_rows(seeds)]
+    paced = {arm: results(PACED + arm, seeds) for arm in PACED_ARMS}
+    rows = [*arm_rows(arms), *pace_rows(paced), *planted_rows(seeds)]
     write_results(RESULTS / "loop.json", rows, seeds=seeds)
     document = DOCUMENT.read_text(encoding="utf-8")
     document = fill(document, "loop", arms_table(arms))
+    document = fill(document, "loop-differences", differences_table(arms))
+    document = fill(document, "loop-pace", pace_table(paced))
     document = fill(document, "loop-planted", planted_table(seeds))
     DOCUMENT.write_text(document, encoding="utf-8")
     return 0
@@ -59,16 +74,20 @@ def run_all(seeds: Sequence[int], lanes: int, only: str | None) -> None:
         jobs = [("loop_runs", arm, seed) for seed in seeds for arm in ("ours", *BASELINES) if only != "planted"]
         jobs += [("loop_checks", check, seed) for seed in seeds for check in PLANTED if only != "arms"]
         list(pool.map(lambda job: run(*job), jobs))
+    if only != "planted":
+        for seed in seeds[:NUM_PACED]:
+            for arm in PACED_ARMS:
+                run("loop_runs", PACED + arm, seed, threads=PACED_THREADS)
 
 
-def run(module: str, name: str, seed: int) -> None:
+def run(module: str, name: str, seed: int, *, threads: int = 1) -> None:
     folder = HOME / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     print(f"seed {seed}: {name}", flush=True)
     with (folder / f"{name}.log").open("w") as log:
         subprocess.run(
             [sys.executable, "-m", f"benchmarks.{module}", name, str(seed)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdout=log,
             stderr=log,
             check=True,
@@ -86,6 +105,17 @@ def figures(runs: Sequence[Result]) -> dict[str, Figure]:
     return {name: figure(score, runs, chance) for name, (score, _) in MEASURES.items()}
 
 
+def differences(ours: Sequence[Result], theirs: Sequence[Result]) -> dict[str, Figure]:
+    """Theirs less ours, over the seeds that both have."""
+    mine = {one["seed"]: one for one in ours}
+    both = [(mine[one["seed"]], one) for one in theirs if one["seed"] in mine]
+    chance = np.random.default_rng(0)
+    return {
+        name: difference(score, [one for one, _ in both], [one for _, one in both], chance)
+        for name, (score, _) in MEASURES.items()
+    }
+
+
 def arm_rows(arms: dict[str, list[Result]]) -> list[Row]:
     """Ours and each baseline, with both intervals; a baseline that was not run says so."""
     rows, ours = [], arms["ours"]
@@ -98,11 +128,12 @@ def arm_rows(arms: dict[str, list[Result]]) -> list[Row]:
             rows += [lonely_row(name, "share", [mine[name].value], arm, "not run") for name in MEASURES]
             continue
         other = figures(theirs)
-        where = standing(mine, other)
-        rows += [figure_row(name, arm, mine[name], other[name], where[name]) for name in MEASURES]
-        num = min(len(ours), len(theirs))
-        paces = [[pace_of(one) for one in runs[:num]] for runs in (ours, theirs)]
-        rows.append(paired_row("approved pairs a minute", "1/min", *paces, arm))
+        where, less = standing(mine, other), differences(ours, theirs)
+        rows += [
+            figure_row(name, arm, mine[name], other[name], where[name])
+            | {"difference": [round(value, 5) for value in (less[name].value, less[name].low, less[name].high)]}
+            for name in MEASURES
+        ]
     return rows
 
 
@@ -125,26 +156,6 @@ def figure_row(name: str, arm: str, mine: Figure, other: Figure, apart: str) -> 
         "peer_interval": [round(other.low, 5), round(other.high, 5)],
         "apart": apart,
     }
-
-
-def pairs_of(result: Result) -> int:
-    """Approved in all rounds."""
-    if "trl" in result:
-        return int(result["trl"]["approved"])
-    return sum(stage["round"]["num_pairs"] or 0 for stage in result["stages"] if stage.get("round"))
-
-
-def seconds_of(result: Result) -> float:
-    """Of attacking, answering, judging and training; the judge's measurements are nobody's throughput."""
-    if "trl" in result:
-        return float(result["attack_seconds"] + result["trl"]["seconds"])
-    works = [stage["round"]["work"]["seconds"] for stage in result["stages"] if stage.get("round")]
-    return sum(value for work in works for phase, value in work.items() if phase not in ("gate", "measure"))
-
-
-def pace_of(result: Result) -> float:
-    """Approved pairs a minute."""
-    return 60 * pairs_of(result) / seconds_of(result)
 
 
 def coverage_of(result: Result) -> float | None:
@@ -179,6 +190,23 @@ def arms_table(arms: dict[str, list[Result]]) -> str:
     return "\n".join(lines)
 
 
+def differences_table(arms: dict[str, list[Result]]) -> str:
+    """Markdown: what each baseline has above ours, in points; bold where the interval leaves out nought."""
+    lines = ["| arm | " + " | ".join(f"{name}, points" for name in MEASURES) + " |", "|---|" + "--:|" * len(MEASURES)]
+    for name in BASELINES:
+        if arms[name] and arms["ours"]:
+            found = differences(arms["ours"], arms[name])
+            lines.append(
+                f"| {TRL if name == 'trl' else ARMS[name].title} | " + " | ".join(map(points, found.values())) + " |"
+            )
+    return "\n".join(lines)
+
+
+def points(less: Figure) -> str:
+    text = f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f})"
+    return f"**{text}**" if less.low > 0 or less.high < 0 else text
+
+
 def told(where: dict[str, str]) -> str:
     better = [name for name in CLAIMED if where[name] == "ours"]
     worse = [name for name in CLAIMED if where[name] == "theirs"]
@@ -191,39 +219,25 @@ def told(where: dict[str, str]) -> str:
 
 def planted_rows(seeds: Sequence[int]) -> list[Row]:
     rows = []
-    spots = [one for name in SPOTS for one in results(name, seeds)]
-    if spots:
-        rows.append(
-            lonely_row(
-                "weak spot found by round 2",
-                "share",
-                [statistics.mean(map(found_in_time, spots))],
-                "planted",
-                "an experiment",
-            )
-        )
-        rows.append(
-            lonely_row(
-                "weak spot gone at the end", "share", [statistics.mean(map(is_gone, spots))], "planted", "an experiment"
-            )
-        )
-    critics = results("bad-critic", seeds)
-    if critics:
-        rows.append(
-            lonely_row(
-                "bad Critic caught", "share", [statistics.mean(map(is_caught, critics))], "planted", "an experiment"
-            )
-        )
+    if spots := [one for name in SPOTS for one in results(name, seeds)]:
+        rows += [
+            planted_row("weak spot found by round 2", "share", [statistics.mean(map(found_in_time, spots))]),
+            planted_row("weak spot gone after the next training", "share", [statistics.mean(map(is_gone, spots))]),
+        ]
+    if critics := results("bad-critic", seeds):
+        rows.append(planted_row("bad Critic caught", "share", [statistics.mean(map(is_caught, critics))]))
     for name in ("diverse", "alike"):
         if runs := results(name, seeds):
             last = [one["rounds"][-1]["archive"] for one in runs]
-            rows.append(
-                lonely_row(f"coverage, {name}", "share", [one["coverage"] for one in last], "planted", "an experiment")
-            )
-            rows.append(
-                lonely_row(f"evenness, {name}", "1", [one["evenness"] for one in last], "planted", "an experiment")
-            )
+            rows += [
+                planted_row(f"{what}, {name}", unit, [one[what] for one in last])
+                for what, unit in (("coverage", "share"), ("evenness", "1"))
+            ]
     return rows
+
+
+def planted_row(name: str, unit: str, values: Sequence[float]) -> Row:
+    return lonely_row(name, unit, values, "planted", "an experiment")
 
 
 def found_in_time(result: Result) -> bool:
@@ -231,7 +245,8 @@ def found_in_time(result: Result) -> bool:
 
 
 def is_gone(result: Result) -> bool:
-    return result["violating"][-1] <= 0.1
+    """After the training of the round that could aim at it, the one after it was found; it had to be found in time."""
+    return found_in_time(result) and result["violating"][result["found_in_round"] + 1] <= GONE
 
 
 def is_caught(result: Result) -> bool:

@@ -166,10 +166,14 @@ def ungated(mine: dict[str, Any]) -> dict[str, Any]:
 
 
 def poisoned_recipe() -> dict[str, Any]:
-    """A world without gaps and with instruction data enough, so that the planted cell is the weak one."""
+    """A world without gaps and with instruction data enough, so that the planted cell is the weak one.
+
+    It agrees in nearly all of its answers, so that good ones are few: the dose is the starter recipe's, and half more.
+    """
     mine = ungated(recipe())
     mine["world"]["gaps"] = False
     mine["sft"] |= {"num_attacks": 1500, "num_benign": 1000}
+    mine["rounds"]["preference"]["optim"] |= {"learning_rate": 1.5e-4, "max_steps": 8}
     return mine
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 NUM_DRAWS = 2000
 HELD_OUT = ("held_out", "held_out_cards")
@@ -66,7 +67,30 @@ CLAIMED = ("attack success", "over-refusal")
 
 def figure(score: Score, runs: Sequence[Mapping[str, Any]], chance: np.random.Generator) -> Figure:
     """One measure of one arm over its seeds."""
-    by_seed = [np.array(list(_scores(score, run["outcomes"]))) for run in runs]
+    return _bootstrap([np.array(list(_scores(score, run["outcomes"]).values())) for run in runs], chance)
+
+
+def difference(
+    score: Score,
+    ours: Sequence[Mapping[str, Any]],
+    theirs: Sequence[Mapping[str, Any]],
+    chance: np.random.Generator,
+) -> Figure:
+    """Theirs less ours, on the same questions of the same seeds: what a start has of its own cancels out.
+
+    ours, theirs: the same seeds in the same order.
+    """
+    by_seed = []
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["seed"] == other["seed"], "a difference is taken within a seed"
+        here, there = _scores(score, mine["outcomes"]), _scores(score, other["outcomes"])
+        assert here.keys() == there.keys(), "arms are asked the same questions"
+        by_seed.append(np.array([there[pair] - here[pair] for pair in here]))
+    return _bootstrap(by_seed, chance)
+
+
+def _bootstrap(by_seed: Sequence[NDArray[np.float64]], chance: np.random.Generator) -> Figure:
+    """Of seeds, and of the twins of each seed that was drawn."""
     draws = np.empty(NUM_DRAWS)
     for i in range(NUM_DRAWS):
         seeds = chance.integers(len(by_seed), size=len(by_seed))
@@ -90,11 +114,12 @@ def claim_holds(where: Mapping[str, str]) -> bool:
     return any(where[name] == "ours" for name in CLAIMED) and all(where[name] != "theirs" for name in CLAIMED)
 
 
-def _scores(score: Score, outcomes: Iterable[Outcome]) -> Iterable[float]:
+def _scores(score: Score, outcomes: Iterable[Outcome]) -> dict[str, float]:
+    """By pair of twins, of those that the score is about."""
     pairs: defaultdict[str, list[Outcome]] = defaultdict(list)
     for row in outcomes:
         pairs[row["pair"]].append(row)
-    return (value for rows in pairs.values() if (value := score(rows)) is not None)
+    return {pair: value for pair, rows in pairs.items() if (value := score(rows)) is not None}
 
 
 def _share(rows: Sequence[Outcome], suites: Sequence[str], counted: set[str]) -> float | None:

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from benchmarks.loop_arms import ARMS, changed
 from benchmarks.loop_local import LocalRoles, LocalSystem
+from benchmarks.loop_pace import PACED
 from services.trainer.pipeline import Pipeline
 from vcllm.alignment.archive import Archive
 from vcllm.contracts.attacks import AttackRequest
@@ -49,10 +50,10 @@ def main(name: str, seed: int) -> int:
         started = time.monotonic()
         LocalSystem(folder, write_recipe(folder, recipe()), threads=THREADS).run(RECIPE, LINEAGE, seed, stages=START)
         keep(folder, {"seconds": round(time.monotonic() - started, 1)})
-    elif name == "trl":
+    elif (arm := name.removeprefix(PACED)) == "trl":
         keep(folder, run_trl(folder, seed))
     else:
-        keep(folder, run_arm(name, folder, seed))
+        keep(folder, run_arm(arm, folder, seed))
     return 0
 
 
