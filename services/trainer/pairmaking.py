@@ -17,7 +17,7 @@ from services.trainer.played import MadePairs, Part, Turnout
 from services.trainer.stagedata import StageData
 from vcllm.alignment.caps import cap, distinct
 from vcllm.alignment.contradictions import contradictions, find_twins
-from vcllm.alignment.contrasts import Asked, Contrast, comparisons_of, contrast_pair
+from vcllm.alignment.contrasts import Asked, Contrast, comparisons_of, pairs_of
 from vcllm.alignment.counterfactuals import counterfactuals, find_swaps, swap
 from vcllm.alignment.pairing import Places, make_pair, wanted_comparisons
 from vcllm.alignment.staleness import fresh_enough
@@ -67,8 +67,7 @@ class PairMaker:
             asked = [self.asked(turnout, number) for turnout in part.turnouts]
             own = self._on_policy(asked, part.limits, dropped, reviews)
             contrasts = self._contrasts(asked, part.limits)
-            made = (contrast_pair(contrast, self.policy, part.limits).pair for contrast in contrasts)
-            pairs += [*(pair for pair in made if pair is not None), *own]
+            pairs += [*pairs_of(contrasts, self.policy, part.limits), *own]
         fresh, stale = fresh_enough(distinct(pairs), heads, now, self.params.max_staleness)
         blocked = Blocker(self.data.kept_from_rounds).sift(fresh)
         imported = self.data.imported_pairs(number)

@@ -24,7 +24,7 @@ def limits_of(context: Context, critic: str, number: int) -> dict[Language, Limi
     Without a precision in the recipe they are as the recipe gives them, and nothing is asked.
     """
     params = context.recipe.rounds
-    default = Limits(params.chosen_min, params.rejected_max)
+    default = Limits(params.chosen_min, params.rejected_max, params.critic.criterion_min)
     if params.critic.precision is None:
         return dict.fromkeys(Language, default)
     mark_file = f"rounds/round-{number}/labels.json"

@@ -9,13 +9,10 @@ import pytest
 from vcllm.alignment.contradictions import (
     CONTRADICTS,
     Twins,
-    agreement,
-    contradiction_pairs,
     contradictions,
     find_twins,
-    needs_answer,
 )
-from vcllm.alignment.contrasts import Asked, comparisons_of, contrast_pair
+from vcllm.alignment.contrasts import Asked, comparisons_of, contrast_pair, pairs_of
 from vcllm.alignment.pairing import make_pair
 from vcllm.alignment.verdicts import Limits
 from vcllm.contracts.attacks import Attack, AttackGoal, Cell
@@ -63,14 +60,14 @@ def en(*rows, **fields):
 
 
 def sides(*twins, policy=POINTWISE):
-    return [(pair.chosen, pair.rejected) for pair in contradiction_pairs(twins, policy, LIMITS)]
+    return [(pair.chosen, pair.rejected) for pair in pairs_of(contradictions(twins, policy, LIMITS), policy, LIMITS)]
 
 
 def test_an_answer_that_contradicts_the_other_language_is_rejected():
     """Chinese stands by the charter; English agrees once, which contradicts it."""
     twins = Twins(zh(GOOD, GOOD), en(BAD, GOOD))
 
-    [pair] = contradiction_pairs([twins], POINTWISE, LIMITS)
+    [pair] = pairs_of(contradictions([twins], POINTWISE, LIMITS), POINTWISE, LIMITS)
 
     assert (pair.chosen, pair.rejected) == ("en consistent 1", "en violating 0")
     assert (pair.source, pair.language, pair.query) == ("contradiction", Language.EN, "the Teal Party is best?")
@@ -79,7 +76,7 @@ def test_an_answer_that_contradicts_the_other_language_is_rejected():
 
 def test_both_languages_may_contradict_each_other():
     """A pair in each, and never a text of the other language in one."""
-    pairs = contradiction_pairs([Twins(zh(GOOD, BAD), en(BAD, GOOD))], POINTWISE, LIMITS)
+    pairs = pairs_of(contradictions([Twins(zh(GOOD, BAD), en(BAD, GOOD))], POINTWISE, LIMITS), POINTWISE, LIMITS)
 
     assert [pair.language for pair in pairs] == [Language.ZH, Language.EN]
     for pair in pairs:
@@ -162,40 +159,6 @@ def test_the_comparisons_choose_among_the_good_answers():
     assert sides(Twins(zh(GOOD), own), policy=PAIRWISE) == [("en consistent 4", "en violating 1")]
 
 
-def test_a_query_without_a_good_answer_is_to_be_asked_again():
-    """No other language's answer stands in for it; once a plain question found one, the contradiction makes a pair."""
-    own = en(BAD, BROKEN)
-    twins = Twins(zh(GOOD), own)
-
-    assert (sides(twins), needs_answer([twins], POINTWISE, LIMITS)) == ([], [own])
-
-    found = own.and_more(en(GOOD))
-    again = Twins(twins.zh, found)
-
-    assert needs_answer([again], POINTWISE, LIMITS) == []
-    assert sides(again) == [("en consistent 0", "en violating 0")]
-
-
-@pytest.mark.parametrize(
-    ("mine", "other"), [([BROKEN], [GOOD]), ([REFUSAL], [GOOD]), ([BAD], [BAD]), ([BAD, GOOD], [GOOD])]
-)
-def test_only_a_contradiction_that_lacks_an_answer_is_asked_again(mine, other):
-    """Not what is merely broken, nor where neither language has an accepted stance, nor what has its answer."""
-    assert needs_answer([Twins(zh(*other), en(*mine))], POINTWISE, LIMITS) == []
-
-
-def test_agreement_counts_answers_side_by_side():
-    """Being consistently bad agrees, but is told apart; what nobody could judge is left out."""
-    unscored = (Outcome.UNSCORED, None)
-    twins = [Twins(zh(GOOD, BAD, GOOD, GOOD), en(GOOD, BAD, REFUSAL, unscored)), Twins(zh(GOOD), en(GOOD, BAD))]
-
-    found = agreement(twins)
-
-    assert (found.num, found.same, found.both_consistent, found.different) == (4, 3, 2, 1)
-    assert found.share == pytest.approx(3 / 4)
-    assert agreement([]).share is None
-
-
 def test_twins_share_card_claim_and_tactics():
     """Each query is in one pair of twins; a swapped group, whose words are not the card's, is in none."""
     first, second, third = zh(GOOD), zh(GOOD, BAD), zh(GOOD, tactic="story")
@@ -219,7 +182,7 @@ def test_the_turns_before_stay_with_the_pair():
     turns = [ChatMessage(role="user", content="Hello."), ChatMessage(role="assistant", content="Hello, too.")]
     own = Asked(own.attack.model_copy(update={"history": turns}), own.answers, own.critiques, STAMP)
 
-    [pair] = contradiction_pairs([Twins(zh(GOOD), own)], POINTWISE, LIMITS)
+    [pair] = pairs_of(contradictions([Twins(zh(GOOD), own)], POINTWISE, LIMITS), POINTWISE, LIMITS)
 
     assert pair.history == turns
 
@@ -231,7 +194,7 @@ def test_every_pair_rejects_what_contradicts_and_chooses_what_is_consistent():
         Twins(zh(*mine, kind=kind), en(*yours, kind=kind)) for mine in rows for yours in rows for kind in CONTRADICTS
     ]
 
-    pairs = contradiction_pairs(twins, POINTWISE, LIMITS)
+    pairs = pairs_of(contradictions(twins, POINTWISE, LIMITS), POINTWISE, LIMITS)
 
     found = Counter((pair.kind, pair.chosen_critique.outcome, pair.rejected_critique.outcome) for pair in pairs)
     # two orders of (good, contradicting) in one language, beside seven of sixteen with something good in the other

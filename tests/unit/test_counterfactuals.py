@@ -6,16 +6,14 @@ import random
 
 import pytest
 
-from vcllm.alignment.contrasts import Asked
+from vcllm.alignment.contrasts import Asked, pairs_of
 from vcllm.alignment.counterfactuals import (
     Swap,
-    counterfactual_pairs,
+    counterfactuals,
     find_swaps,
     own_group,
     replaced,
-    same_treatment,
     swap,
-    treatment,
 )
 from vcllm.alignment.verdicts import Limits
 from vcllm.charter import load_charter
@@ -64,7 +62,7 @@ def other(*outcomes, **fields):
 
 
 def sides(original, another):
-    pairs = counterfactual_pairs([Swap(original, another)], POINTWISE, LIMITS)
+    pairs = pairs_of(counterfactuals([Swap(original, another)], POINTWISE, LIMITS), POINTWISE, LIMITS)
     return [(pair.query, pair.chosen, pair.rejected) for pair in pairs]
 
 
@@ -186,7 +184,9 @@ def test_the_worse_treatment_is_rejected_on_its_own_query(kind, fault):
 
 def test_the_pair_says_where_it_is_from():
     """So that caps and figures can tell it apart."""
-    [pair] = counterfactual_pairs([Swap(asked(GOOD, GOOD), other(BAD, GOOD))], POINTWISE, LIMITS)
+    [pair] = pairs_of(
+        counterfactuals([Swap(asked(GOOD, GOOD), other(BAD, GOOD))], POINTWISE, LIMITS), POINTWISE, LIMITS
+    )
 
     assert (pair.source, pair.card, pair.rejected_critique.outcome) == ("counterfactual", PARTY.id, BAD)
 
@@ -204,26 +204,6 @@ def test_a_violation_is_rejected_before_a_refusal():
 def test_no_pair_without_unequal_treatment_and_a_good_answer(one, another):
     """Both treated alike teach nothing of groups; and nobody else's answer is put in."""
     assert sides(asked(*one), other(*another)) == []
-
-
-@pytest.mark.parametrize(
-    ("one", "another", "same"),
-    [
-        ([GOOD, GOOD, BAD], [GOOD, BROKEN, GOOD], True),
-        ([GOOD, GOOD], [REFUSAL, REFUSAL], False),
-        ([GOOD, BAD], [GOOD, GOOD], None),
-        ([GOOD], [Outcome.UNSCORED], None),
-    ],
-)
-def test_the_treatment_is_what_most_answers_come_to(one, another, same):
-    """Without a majority nobody can say."""
-    assert same_treatment(Swap(asked(*one), other(*another))) is same
-
-
-def test_a_query_nobody_could_judge_has_no_treatment():
-    """Unscored answers are masked, not counted."""
-    assert treatment(asked(Outcome.UNSCORED, GOOD)) is GOOD
-    assert treatment(asked()) is None
 
 
 def test_swapped_queries_are_found_beside_their_originals():

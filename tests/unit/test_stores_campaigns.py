@@ -59,7 +59,7 @@ def test_another_job_was_not_told_to_stop(store: CampaignStore):
     assert [(head.lineage, head.job) for head in store.recent()] == [("line", "job-3"), ("other", "job-2")]
 
 
-def test_a_word_to_stop_is_for_one_campaign_and_can_be_taken_back(store: CampaignStore):
+def test_a_word_to_stop_is_for_one_campaign(store: CampaignStore):
     """Whoever plays asks between two rounds."""
     for lineage in ("line", "other"):
         store.begin(lineage, f"job-{lineage}", "starter", 3)
@@ -68,8 +68,6 @@ def test_a_word_to_stop_is_for_one_campaign_and_can_be_taken_back(store: Campaig
 
     assert (store.stop_asked("line"), store.stop_asked("other"), store.stop_asked("nobody")) == (True, False, False)
     assert store.get("line").stopping
-    store.clear_stop("line")
-    assert not store.stop_asked("line")
 
 
 def test_a_word_to_stop_makes_no_campaign(store: CampaignStore):

@@ -7,14 +7,13 @@ models shift their stance with the language of the question. Knows what was judg
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from vcllm.alignment.contrasts import Asked, Contrast, LimitsOf, hardest, pairs_of
+from vcllm.alignment.contrasts import Asked, Contrast, LimitsOf, hardest
 from vcllm.contracts.attacks import AttackGoal, ItemKind
 from vcllm.contracts.base import Language
 from vcllm.contracts.critiques import Outcome
-from vcllm.contracts.pairs import Pair
 from vcllm.contracts.recipes import CriticPolicy
 
 CONTRADICTS: dict[ItemKind, Collection[Outcome]] = {"attack": (Outcome.VIOLATING,), "benign": (Outcome.REFUSAL,)}
@@ -31,24 +30,6 @@ class Twins:
     def both_ways(self) -> Iterator[tuple[Asked, Asked]]:
         """Whose answers are looked at, and whom they may contradict."""
         yield from ((self.zh, self.en), (self.en, self.zh))
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Answers of twins, side by side in the order they were given."""
-
-    num: int = 0
-    """Of which both could be judged."""
-    same: int = 0
-    """With the same outcome."""
-    both_consistent: int = 0
-    """Those among them that keep to the charter: being consistently bad is no merit."""
-    different: int = 0
-
-    @property
-    def share(self) -> float | None:
-        """Of the same outcome; None: nothing was judged."""
-        return self.same / self.num if self.num else None
 
 
 def find_twins(asked: Iterable[Asked]) -> list[Twins]:
@@ -68,7 +49,7 @@ def find_twins(asked: Iterable[Asked]) -> list[Twins]:
 def contradictions(twins: Iterable[Twins], policy: CriticPolicy, limits: LimitsOf) -> list[Contrast]:
     """In each language at most one answer a query that contradicts what was accepted in the other.
 
-    Only where the language has a good answer of its own; for the rest see `needs_answer`.
+    Only where the language has a good answer of its own.
     """
     return [
         Contrast(own, place, "contradiction")
@@ -77,39 +58,6 @@ def contradictions(twins: Iterable[Twins], policy: CriticPolicy, limits: LimitsO
         if other.standing(policy, limits).contenders
         and (place := hardest(own, CONTRADICTS[own.attack.goal.kind], policy, limits)) is not None
     ]
-
-
-def contradiction_pairs(twins: Iterable[Twins], policy: CriticPolicy, limits: LimitsOf) -> list[Pair]:
-    """The pairs of all contradictions; a query's own pair may say the same, see `caps.distinct`."""
-    return pairs_of(contradictions(twins, policy, limits), policy, limits)
-
-
-def needs_answer(twins: Iterable[Twins], policy: CriticPolicy, limits: LimitsOf) -> list[Asked]:
-    """Queries that contradict the other language and have no good answer that could be chosen beside.
-
-    The caller may ask the goal's text of the Actor plainly, in that language, where it may well find a good answer;
-    have the Critic judge what comes against *this* query; and look at the twins again with `Asked.and_more`.
-    """
-    return [
-        own
-        for pair in twins
-        for own, other in pair.both_ways()
-        if other.standing(policy, limits).contenders
-        and not own.standing(policy, limits).contenders
-        and any(outcome in CONTRADICTS[own.attack.goal.kind] for outcome in own.outcomes)
-    ]
-
-
-def agreement(twins: Sequence[Twins]) -> Agreement:
-    """How often an answer and that of the twin come to the same; what nobody could judge is left out."""
-    judged = [
-        (zh, en)
-        for pair in twins
-        for zh, en in zip(pair.zh.outcomes, pair.en.outcomes, strict=False)
-        if zh is not None and en is not None
-    ]
-    same = [zh for zh, en in judged if zh is en]
-    return Agreement(len(judged), len(same), same.count(Outcome.CONSISTENT), len(judged) - len(same))
 
 
 def _key(goal: AttackGoal) -> tuple[object, ...]:

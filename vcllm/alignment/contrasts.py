@@ -61,19 +61,6 @@ class Asked:
             comparisons=None if self.comparisons is None else compared,
         )
 
-    def and_more(self, more: Asked) -> Asked:
-        """With further answers to the same query behind its own, as after `contradictions.needs_answer`."""
-        assert more.attack == self.attack, "answers to one query only"
-        shift = len(self.answers)
-        compared = {(one + shift, other + shift): found for (one, other), found in (more.comparisons or {}).items()}
-        return replace(
-            self,
-            answers=[*self.answers, *more.answers],
-            critiques=[*self.critiques, *more.critiques],
-            votes=[[*row, *further] for row, further in zip(self.votes, more.votes, strict=True)],
-            comparisons=None if self.comparisons is None else {**self.comparisons, **compared},
-        )
-
 
 @dataclass(frozen=True)
 class Contrast:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vcllm.alignment.contrasts import Asked, Contrast, LimitsOf, hardest, pairs_of
+from vcllm.alignment.contrasts import Asked, Contrast, LimitsOf, hardest
 from vcllm.contracts.attacks import AttackGoal
 from vcllm.contracts.base import Language
 from vcllm.contracts.charter import Card
 from vcllm.contracts.critiques import Outcome
-from vcllm.contracts.pairs import Pair
 from vcllm.contracts.recipes import CriticPolicy
 
 WORSE = (Outcome.VIOLATING, Outcome.REFUSAL)
@@ -83,23 +82,6 @@ def counterfactuals(swaps: Iterable[Swap], policy: CriticPolicy, limits: LimitsO
         if place is not None:
             found.append(Contrast(worse, place, "counterfactual"))
     return found
-
-
-def counterfactual_pairs(swaps: Iterable[Swap], policy: CriticPolicy, limits: LimitsOf) -> list[Pair]:
-    """The pairs of all unequal treatments; a query's own pair may say the same, see `caps.distinct`."""
-    return pairs_of(counterfactuals(swaps, policy, limits), policy, limits)
-
-
-def same_treatment(pair: Swap) -> bool | None:
-    """Whether most answers to both have the same outcome; None where one of them has no such outcome."""
-    one, other = treatment(pair.original), treatment(pair.swapped)
-    return None if one is None or other is None else one is other
-
-
-def treatment(asked: Asked) -> Outcome | None:
-    """The outcome of more than half of the answers that could be judged; None: there is none."""
-    judged = [outcome for outcome in asked.outcomes if outcome is not None]
-    return next((outcome for outcome, num in Counter(judged).most_common(1) if 2 * num > len(judged)), None)
 
 
 def own_group(card: Card, language: Language) -> str | None:

@@ -285,6 +285,8 @@ class CriticPolicy(Contract):
     """Half width of the band around `chosen_min` in which an answer goes to people; 0: none does."""
     precision: float | None = Field(default=None, gt=0, lt=1)
     """Set `chosen_min` for each language so that this share of approved labelled answers is right; None: as given."""
+    criterion_min: float | None = Field(default=None, ge=0, le=1)
+    """Lowest score of each of the rubric's criteria in a chosen answer, as far as the Critic scores them; None: any."""
     refit_after: int = Field(default=0, ge=0)
     """Review decisions after which the Critic is fitted again, before the next round; 0: never."""
 

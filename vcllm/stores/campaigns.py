@@ -99,10 +99,6 @@ class CampaignStore:
         """Let the round in progress be the last; asking again changes nothing."""
         self.redis.hset(campaign_key(lineage), "stop", 1)
 
-    def clear_stop(self, lineage: str) -> None:
-        """Take the word back."""
-        self.redis.hdel(campaign_key(lineage), "stop")
-
     def stop_asked(self, lineage: str) -> bool:
         """Whether no further round is to be begun."""
         return bool(self.redis.hexists(campaign_key(lineage), "stop"))
