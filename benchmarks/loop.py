@@ -40,7 +40,8 @@ Result = dict[str, Any]
 SPOTS = ("spot-0", "spot-1")
 GONE = 0.1
 """Share of violating answers in a planted cell up to which it is weak no more."""
-PLANTED = (*SPOTS, "bad-critic", "honest-critic", "diverse", "alike")
+OTHERS, NUM_OTHERS = ("bad-critic", "honest-critic", "diverse", "alike"), 3
+"""The other planted experiments, and of how many seeds they are."""
 
 
 def main() -> int:
@@ -72,7 +73,9 @@ def run_all(seeds: Sequence[int], lanes: int, only: str | None) -> None:
     with ThreadPoolExecutor(lanes) as pool:
         list(pool.map(lambda seed: run("loop_runs", "start", seed), seeds))
         jobs = [("loop_runs", arm, seed) for seed in seeds for arm in ("ours", *BASELINES) if only != "planted"]
-        jobs += [("loop_checks", check, seed) for seed in seeds for check in PLANTED if only != "arms"]
+        if only != "arms":
+            jobs += [("loop_checks", spot, seed) for seed in seeds for spot in SPOTS]
+            jobs += [("loop_checks", check, seed) for seed in seeds[:NUM_OTHERS] for check in OTHERS]
         list(pool.map(lambda job: run(*job), jobs))
     if only != "planted":
         for seed in seeds[:NUM_PACED]:

@@ -16,7 +16,7 @@ from services.trainer.summing import WORKED
 Result = dict[str, Any]
 PACED = "paced-"
 """Before the names of runs that are made for this alone: nothing beside them, on two threads."""
-PACED_ARMS, NUM_PACED, PACED_THREADS = ("ours", "trl"), 3, 2
+PACED_ARMS, NUM_PACED, PACED_THREADS = ("ours", "trl"), 2, 2
 WORK = tuple(phase for phases in WORKED.values() for phase in phases)
 """Attacking, answering, judging and training; the judge's measurements are nobody's throughput."""
 
