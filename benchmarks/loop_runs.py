@@ -28,6 +28,7 @@ from benchmarks.loop_pace import PACED
 from services.trainer.pipeline import Pipeline
 from vcllm.alignment.archive import Archive
 from vcllm.contracts.attacks import AttackRequest
+from vcllm.contracts.evaluation import StageResult
 from vcllm.contracts.recipes import Recipe
 from vcllm.engine.prefill import Limits
 from vcllm.stores.models import ModelStore, hash_files, write_atomic
@@ -72,6 +73,7 @@ def run_arm(name: str, folder: Path, seed: int) -> dict[str, Any]:
 
     def change(pipeline: Pipeline) -> None:
         arm.pipeline(pipeline)
+        report_on(pipeline, rounds[-1])
         pipelines.append(pipeline)
 
     system = LocalSystem(folder, write_recipe(folder, mine), threads=THREADS)
@@ -89,6 +91,20 @@ def run_arm(name: str, folder: Path, seed: int) -> dict[str, Any]:
         "stages": [_without_examples(result) for result in results],
         "outcomes": outcomes(pipelines[-1], results[-1]["version"]),
     }
+
+
+def report_on(pipeline: Pipeline, last: str) -> None:
+    """The report's questions are asked of what the last round leaves; before it the gate's, which are asked anyway."""
+    measurer, measure = pipeline.measurer, pipeline.results.measure
+    whole = measurer.report_figures
+
+    def spare(name: str, *versions: Any, **more: Any) -> StageResult:
+        measurer.__dict__["report_figures"] = (
+            whole if name == last else lambda version, system=False: measurer.gate_figures(version, [])
+        )
+        return measure(name, *versions, **more)
+
+    pipeline.results.__dict__["measure"] = spare
 
 
 def run_trl(folder: Path, seed: int) -> dict[str, Any]:
