@@ -225,7 +225,12 @@ def planted_rows(seeds: Sequence[int]) -> list[Row]:
     if spots := [one for name in SPOTS for one in results(name, seeds)]:
         rows += [
             planted_row("weak spot found by round 2", "share", [statistics.mean(map(found_in_time, spots))]),
-            planted_row("weak spot gone after the next training", "share", [statistics.mean(map(is_gone, spots))]),
+            planted_row(
+                "weak spot found, and gone after the next training", "share", [statistics.mean(map(is_gone, spots))]
+            ),
+            planted_row(
+                "weak spot gone at the end", "share", [statistics.mean(one["violating"][-1] <= GONE for one in spots)]
+            ),
         ]
     if critics := results("bad-critic", seeds):
         rows.append(planted_row("bad Critic caught", "share", [statistics.mean(map(is_caught, critics))]))
