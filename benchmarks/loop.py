@@ -234,6 +234,10 @@ def planted_rows(seeds: Sequence[int]) -> list[Row]:
         ]
     if critics := results("bad-critic", seeds):
         rows.append(planted_row("bad Critic caught", "share", [statistics.mean(map(is_caught, critics))]))
+    if critics := results("honest-critic", seeds):
+        rows.append(
+            planted_row("honest Critic caught", "share", [statistics.mean(any(one["worse"]) for one in critics)])
+        )
     for name in ("diverse", "alike"):
         if runs := results(name, seeds):
             last = [one["rounds"][-1]["archive"] for one in runs]

@@ -54,9 +54,11 @@ def spent_by(result: Result) -> dict[str, float]:
 
 
 def pace_rows(paced: Mapping[str, Sequence[Result]]) -> list[Row]:
-    """Ours beside TRL's, seed by seed, and by the work of each of our roles. paced: runs by arm, in the same order."""
-    ours, theirs = paced["ours"], paced["trl"]
-    if not ours or len(ours) != len(theirs):
+    """Ours beside TRL's, over the seeds that both have, and by the work of each of our roles. paced: runs by arm."""
+    by_seed = {one["seed"]: one for one in paced["trl"]}
+    ours = [one for one in paced["ours"] if one["seed"] in by_seed]
+    theirs = [by_seed[one["seed"]] for one in ours]
+    if not ours:
         return []
     rows = [paired_row("approved pairs a minute", "1/min", [*map(pace_of, ours)], [*map(pace_of, theirs)], "trl")]
     for role, phases in WORKED.items():
