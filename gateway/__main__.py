@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import logging
+import gc
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from types import FrameType
 
@@ -19,23 +20,41 @@ from gateway.app import create_app, refuse_missing_secrets
 from gateway.settings import GatewaySettings
 from vcllm.settings import Settings
 from vcllm.stores.connect import open_redis
-from vcllm.web.app import RequestIdFilter
-from vcllm.web.replicas import checked
+from vcllm.web.addresses import checked
+from vcllm.web.connections import SERVED
+from vcllm.web.logs import WITH_REQUEST, set_up_logs
+from vcllm.web.spans import add_tracing
+from vcllm.web.tracing import open_recorder
 
 DRAIN_S = 30
 """How long answers may go on after the gateway was told to stop."""
 
 
 class DrainingServer(uvicorn.Server):
-    """Tells the app that it was told to stop, so that what would never end by itself ends now."""
+    """When told to stop it is not ready at once, serves on for a pause, then closes its port and finishes what runs.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    The app knows it from the beginning, so that what would never end by itself ends now. A second signal ends it hard.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, pause_s: float) -> None:
         super().__init__(config)
         self.app = app
+        self.pause_s = pause_s
+        self._told: tuple[float, int] | None = None
+        """When, by the monotonic clock, and with which signal."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.app.state.draining = True
-        super().handle_exit(sig, frame)
+        if self._told is None:
+            self._told = time.monotonic(), sig
+        else:
+            self.force_exit = True
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._told is not None and time.monotonic() >= self._told[0] + self.pause_s and not self.should_exit:
+            super().handle_exit(self._told[1], None)
+        return await super().on_tick(counter)
 
 
 class CannotStart(Exception):
@@ -46,23 +65,27 @@ def main() -> int:
     try:
         settings, limits = read_settings()
         check_redis(settings)
+        set_up_logs("gateway", settings.log_format, settings.log_level, text=WITH_REQUEST)
+        app = make_app(settings, limits)
         listener = listen(limits)
     except CannotStart as reason:
         print(f"The gateway cannot start: {reason}", file=sys.stderr)
         return 1
-    set_up_logs(settings.log_level)
-    app = create_app(settings, limits)
+    recorder = open_recorder("gateway")
+    add_tracing(app, recorder)
     config = uvicorn.Config(
         app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        **SERVED,
+        backlog=2048,
         timeout_graceful_shutdown=DRAIN_S,
     )
     print(f"The gateway listens on http://{limits.host}:{limits.port}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn drains on it, then raises it again: that is the end
+    gc.freeze()  # what the imports made stays for ever, and need not be looked through again and again
     with suppress(KeyboardInterrupt):
-        DrainingServer(config, app).run(sockets=[listener])
+        DrainingServer(config, app, limits.drain_pause_s).run(sockets=[listener])
+    if recorder is not None:
+        recorder.close()
     return 0
 
 
@@ -77,6 +100,13 @@ def read_settings() -> tuple[Settings, GatewaySettings]:
     except ValueError as error:
         raise CannotStart(str(error)) from error
     return settings, limits
+
+
+def make_app(settings: Settings, limits: GatewaySettings) -> FastAPI:
+    try:
+        return create_app(settings, limits)
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
 
 
 def check_redis(settings: Settings) -> None:
@@ -101,15 +131,6 @@ def listen(limits: GatewaySettings) -> socket.socket:
             raise CannotStart(f"port {limits.port} is taken. Set GATEWAY_PORT to a free one.") from error
         raise CannotStart(f"{limits.host}:{limits.port} cannot be opened: {error.strerror}.") from error
     return listener
-
-
-def set_up_logs(level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.addFilter(RequestIdFilter())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    for chatty in ("httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

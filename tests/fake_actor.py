@@ -13,10 +13,11 @@ from pydantic import SecretStr
 from vcllm.contracts.chat import ChatReply, ChatRequest, Choice, ReplyMessage, Usage
 from vcllm.contracts.problems import BadRequest, Overloaded
 from vcllm.web.app import create_service
-from vcllm.web.auth import internal_only
+from vcllm.web.auth import services_only
 from vcllm.web.disconnect import cancel_on_disconnect
 from vcllm.web.health import add_health
 from vcllm.web.sse import DONE, frame, stream_response
+from vcllm.web.usage import USAGE_HEADER, usage_comment
 
 WORDS = ("你好", ", ", "world", "!")
 
@@ -29,7 +30,7 @@ class FakeActor:
         self.forget()
         self.app = create_service("actor", lifespan=None)
         add_health(self.app, ready=lambda: self.fault)
-        guard = [Depends(internal_only(SecretStr(token)))]
+        guard = [Depends(services_only(SecretStr(token), "actor"))]
         self.app.post("/v1/chat/completions", dependencies=guard)(self.chat)
 
     def forget(self) -> None:
@@ -52,7 +53,8 @@ class FakeActor:
             case "page":
                 return Response("<html>", 500)
         if body.stream:
-            return stream_response(self.frames(body), headers)
+            tell_usage = USAGE_HEADER in request.headers
+            return stream_response(self.frames(body, tell_usage), headers)
         reply = await cancel_on_disconnect(request, self.answer(body))
         return Response(reply.model_dump_json(), media_type="application/json", headers=headers)
 
@@ -62,7 +64,7 @@ class FakeActor:
         usage = Usage(prompt_tokens=1, completion_tokens=4, total_tokens=5)
         return ChatReply(id="chat-1", created=int(time.time()), model=self.version, choices=[choice], usage=usage)
 
-    async def frames(self, body: ChatRequest) -> AsyncIterator[bytes]:
+    async def frames(self, body: ChatRequest, tell_usage: bool) -> AsyncIterator[bytes]:
         yield self.frame({"role": "assistant", "content": ""})
         await self.work(body)
         for word in WORDS:
@@ -70,7 +72,7 @@ class FakeActor:
                 raise RuntimeError("canary-secret")
             yield self.frame({"content": word})
         yield self.frame({}, "stop")
-        yield DONE
+        yield (usage_comment(1, 4) if tell_usage else b"") + DONE
 
     def frame(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}

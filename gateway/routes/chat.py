@@ -9,73 +9,60 @@ import time
 from contextlib import AsyncExitStack
 from functools import partial
 
-import httpx
 from fastapi import APIRouter, Request, Response
 
+from gateway.asking import VERSION, ask, read_reply, refusal_of, stamps
 from gateway.auth import Chatter, allows
+from gateway.billing import Bill
+from gateway.guarding.chat import GuardedChat
+from gateway.lean import LeanRoute
+from gateway.relay import Relay
 from gateway.state import GatewayState, State
-from vcllm.contracts.chat import ALIGNED_MODEL, ChatRequest
+from vcllm.contracts.chat import ALIGNED_MODEL, ChatReply, ChatRequest
 from vcllm.contracts.keys import KeyRecord, Scope
-from vcllm.contracts.problems import NotFound, Problem, UpstreamFailed
-from vcllm.web.app import request_id
+from vcllm.contracts.problems import NotFound
 from vcllm.web.body import read_json
-from vcllm.web.disconnect import cancel_on_disconnect
+from vcllm.web.disconnect import while_there
 from vcllm.web.doorkeeper import DEADLINE_HEADER
-from vcllm.web.problems import problem_of
+from vcllm.web.openapi import STREAMED
 from vcllm.web.replicas import Exchange
 from vcllm.web.sse import stream_response
+from vcllm.web.usage import reply_usage
 
-router = APIRouter()
-
-STAMPS = ("x-vc-version", "x-vc-queue-ms")
-"""Headers of an Actor's reply that go on to the client."""
+router = APIRouter(route_class=LeanRoute)
 
 
-@router.post("/v1/chat/completions")
+@router.post(
+    "/v1/chat/completions", response_model=ChatReply, responses=STREAMED, openapi_extra=LeanRoute.body(ChatRequest)
+)
 async def chat(request: Request, key: Chatter, state: State) -> Response:
     """Answered by the promoted version, or by the version named where the key may name one."""
     wanted = await read_json(request, ChatRequest)
     await _check_model(wanted.model, key, state)
+    # What was checked is what is sent: written anew, so that no two parsers can differ about it.
+    content = wanted.model_dump_json(exclude_unset=True).encode()
     async with AsyncExitStack() as held:
         await held.enter_async_context(state.door.enter())
+        bill = Bill(state.quota, key, wanted, len(content))
+        held.callback(bill.close)
+        if (rule := state.guard.of(key)) is not None:
+            return await GuardedChat(request, state, wanted, content, bill, rule, held).answer()
         sent = time.perf_counter()
-        exchange = await cancel_on_disconnect(request, _ask(state, wanted, request.headers.get(DEADLINE_HEADER)))
-        held.push_async_callback(exchange.aclose)
-        if exchange.response.status_code != 200:
-            raise await cancel_on_disconnect(request, _refusal(exchange))
-        if wanted.stream:
-            headers = _stamps(request, exchange, waited_s=time.perf_counter() - sent)
-            relay = Relay(exchange, held.pop_all())
-            return stream_response(relay, headers, keep_alive_s=state.settings.keep_alive_s)
-        content = await cancel_on_disconnect(request, _read(exchange))
-        headers = _stamps(request, exchange, waited_s=time.perf_counter() - sent)
-        return Response(content, media_type="application/json", headers=headers)
+        async with while_there(request.receive):
+            exchange = await ask(state, content, request.headers.get(DEADLINE_HEADER), wanted.stream)
+            held.callback(exchange.close)
+            if exchange.status != 200:
+                raise await refusal_of(exchange)
+            bill.begun = True
+            if not wanted.stream:
+                reply = await read_reply(exchange)
+                bill.settle(reply_usage(reply))
+                headers = _stamps(request, exchange, bill, state, time.perf_counter() - sent)
+                return Response(reply, media_type="application/json", headers=headers)
+        headers = _stamps(request, exchange, bill, state, time.perf_counter() - sent)
+        relay = Relay(exchange, bill, held.pop_all())
+        return stream_response(relay, headers, keep_alive_s=state.settings.keep_alive_s)
     raise AssertionError("every way out of the block above returns or raises")
-
-
-class Relay:
-    """The bytes of a streamed answer, cut where frames end, so that a break cannot leave half a frame."""
-
-    def __init__(self, exchange: Exchange, held: AsyncExitStack) -> None:
-        self._chunks = exchange.response.aiter_raw()
-        self._held = held
-        self._tail = b""
-
-    def __aiter__(self) -> Relay:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while True:
-            try:
-                chunk = await anext(self._chunks)
-            except httpx.HTTPError as error:
-                raise UpstreamFailed("The answer broke off: its Actor is gone. Ask again.") from error
-            frames, end, self._tail = (self._tail + chunk).rpartition(b"\n\n")
-            if end:
-                return frames + end
-
-    async def aclose(self) -> None:
-        await self._held.aclose()
 
 
 async def _check_model(model: str, key: KeyRecord, state: GatewayState) -> None:
@@ -91,42 +78,6 @@ async def _check_model(model: str, key: KeyRecord, state: GatewayState) -> None:
         )
 
 
-async def _ask(state: GatewayState, wanted: ChatRequest, deadline_ms: str | None) -> Exchange:
-    """What was checked is what is sent: written anew, so that no two parsers can differ about it."""
-    content = wanted.model_dump_json(exclude_unset=True).encode()
-    headers = {"content-type": "application/json", "x-request-id": request_id.get()}
-    if deadline_ms is not None:
-        headers[DEADLINE_HEADER] = deadline_ms
-    try:
-        return await state.actors.send("POST", "/v1/chat/completions", content=content, headers=headers)
-    except httpx.TimeoutException as error:
-        raise _too_slow(state) from error
-
-
-async def _read(exchange: Exchange) -> bytes:
-    try:
-        return await exchange.response.aread()
-    except httpx.HTTPError as error:
-        raise UpstreamFailed("The answer broke off: its Actor is gone. Ask again.") from error
-
-
-async def _refusal(exchange: Exchange) -> Problem:
-    """What an Actor's error reply says to the client; what is between the Actor and us stays there."""
-    status = exchange.response.status_code
-    problem = problem_of(status, await _read(exchange), exchange.response.headers)
-    if status in (401, 403):
-        return UpstreamFailed("The Actor does not accept this gateway. Both need the same internal token.")
-    if status < 400:
-        return UpstreamFailed(f"The Actor answered {status}, which is no answer to a chat request.")
-    return problem
-
-
-def _too_slow(state: GatewayState) -> Problem:
-    return UpstreamFailed(f"The Actor said nothing for {state.limits.answer_timeout_s:g} s. Ask again.")
-
-
-def _stamps(request: Request, exchange: Exchange, waited_s: float) -> dict[str, str]:
-    """Who answered, and how much of the time was ours."""
-    ours_s = time.perf_counter() - request.scope["vc_started"] - waited_s
-    passed_on = {name: exchange.response.headers[name] for name in STAMPS if name in exchange.response.headers}
-    return {**passed_on, "x-vc-replica": exchange.replica.name, "x-vc-overhead-ms": f"{ours_s * 1000:.2f}"}
+def _stamps(request: Request, exchange: Exchange, bill: Bill, state: GatewayState, waited_s: float) -> dict[str, str]:
+    policy = state.guard.stamps.of(exchange.headers.get(VERSION))
+    return stamps(request, exchange, bill, waited_s, policy)

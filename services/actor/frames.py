@@ -11,10 +11,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
+from services.actor.spans import used
 from vcllm.contracts.chat import ChoiceLogprobs, ChosenLogprob, FinishReason
 from vcllm.engine.protocol import Delta, Generation
 from vcllm.web.arrivals import in_batches
 from vcllm.web.sse import DONE, json_line, json_text
+from vcllm.web.tracing import note
+from vcllm.web.usage import usage_comment
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,15 @@ class ChatStream:
         held: AsyncExitStack,
         *,
         include_usage: bool = False,
+        tell_usage: bool = False,
         logprobs: bool = False,
     ) -> None:
+        """include_usage: a frame with it, for the client; tell_usage: a comment, for the gateway."""
         self.head = head
         self.generation = generation
         self.n = n
         self.include_usage = include_usage
+        self.tell_usage = tell_usage
         self.logprobs = logprobs
         self._held = held
         self._write = FrameWriter(head, n, include_usage)
@@ -109,8 +115,10 @@ class ChatStream:
                 for piece in pieces:
                     num_tokens[piece.index] = piece.num_tokens
                 yield b"".join(map(self._piece, pieces))
-        usage = self._write.usage(self.generation.num_prompt_tokens, sum(num_tokens))
-        yield usage + DONE if self.include_usage else DONE
+        counts = self.generation.num_prompt_tokens, sum(num_tokens)
+        note(used(*counts))
+        usage = self._write.usage(*counts) if self.include_usage else b""
+        yield usage + (usage_comment(*counts) if self.tell_usage else b"") + DONE
 
     def _piece(self, delta: Delta) -> bytes:
         text = end = b""

@@ -40,7 +40,7 @@ from vcllm.web import clients, replicas
 from vcllm.web.app import create_service
 from vcllm.web.auth import internal_only
 from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
-from vcllm.web.replicas import Address, checked, look_up
+from vcllm.web.addresses import Address, checked, look_up
 
 TOKEN = SecretStr("token")
 

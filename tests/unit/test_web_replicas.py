@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
+from typing import Any
 
-import httpx
 import pytest
+from pydantic import SecretStr
 
 from tests.fake_actor import FakeActor
 from tests.servers import free_port, serve
 from vcllm.contracts.problems import Unavailable
 from vcllm.web import replicas
-from vcllm.web.replicas import Address, Replica, ReplicaTable
+from vcllm.web.addresses import Address
+from vcllm.web.http_reply import BrokeOff
+from vcllm.web.replicas import Replica, ReplicaTable
+from vcllm.web.tokens import Signer
 
 BODY = b'{"messages": [{"role": "user", "content": "hello"}]}'
-HEADERS = {"authorization": "Bearer internal", "content-type": "application/json"}
+SIGNER = Signer(SecretStr("internal"), "gateway")
+SESSION: Any = None
+"""Of a replica that is never asked."""
 
 
 @pytest.fixture
@@ -28,9 +35,13 @@ def actors() -> Iterator[list[tuple[FakeActor, str]]]:
         yield [(actor, stack.enter_context(serve(actor.app))) for actor in made]
 
 
+def headers() -> dict[str, str]:
+    return {**SIGNER.headers("actor"), "content-type": "application/json"}
+
+
 def run(work: Callable[[ReplicaTable], Awaitable[None]], urls: list[str]) -> None:
     async def main() -> None:
-        table = ReplicaTable(urls, headers=HEADERS, resolve_every_s=0.1, chance=random.Random(0))
+        table = ReplicaTable(urls, headers=headers, resolve_every_s=0.1, chance=random.Random(0))
         async with table:
             await work(table)
 
@@ -38,16 +49,16 @@ def run(work: Callable[[ReplicaTable], Awaitable[None]], urls: list[str]) -> Non
 
 
 async def ask(table: ReplicaTable) -> str:
-    async with await table.send("POST", "/v1/chat/completions", content=BODY) as exchange:
-        assert (await exchange.response.aread()).startswith(b'{"id"')
+    with await table.send("POST", "/v1/chat/completions", content=BODY) as exchange:
+        assert (await exchange.read()).startswith(b'{"id"')
         return exchange.replica.name
 
 
 def test_the_less_busy_of_two_is_chosen():
     """With two replicas, always the less busy one."""
     table = ReplicaTable(["http://a:1"])
-    idle = Replica(Address("http://a:1"), httpx.AsyncClient())
-    busy = Replica(Address("http://a:2"), httpx.AsyncClient(), in_flight=1)
+    idle = Replica(Address("http://a:1"), SESSION)
+    busy = Replica(Address("http://a:2"), SESSION, in_flight=1)
     table.replicas = [busy, idle]
 
     assert {table.pick() for _ in range(20)} == {idle}
@@ -58,8 +69,8 @@ def test_the_less_busy_of_two_is_chosen():
 def test_one_that_is_down_is_spared_unless_all_are():
     """All down: any may have come back, so one is tried."""
     table = ReplicaTable(["http://a:1"])
-    up = Replica(Address("http://a:1"), httpx.AsyncClient(), in_flight=9)
-    down = Replica(Address("http://a:2"), httpx.AsyncClient(), up=False)
+    up = Replica(Address("http://a:1"), SESSION, in_flight=9)
+    down = Replica(Address("http://a:2"), SESSION, up=False)
     table.replicas = [up, down]
 
     assert {table.pick() for _ in range(20)} == {up}
@@ -151,8 +162,8 @@ def test_a_connection_that_breaks_is_opened_anew():
         server = await asyncio.start_server(serve_second, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, ReplicaTable([f"http://127.0.0.1:{port}"], resolve_every_s=60) as table:
-            async with await table.send("GET", "/") as exchange:
-                assert await exchange.response.aread() == b"ok"
+            with await table.send("GET", "/") as exchange:
+                assert await exchange.read() == b"ok"
             assert table.any_up
 
     asyncio.run(main())
@@ -167,12 +178,12 @@ def test_a_new_address_of_a_name_gets_traffic_and_a_gone_one_none(
     monkeypatch.setattr(replicas, "look_up", lambda url: list(listed))
 
     async def work(table: ReplicaTable) -> None:
-        async with await table.send("POST", "/v1/chat/completions", content=BODY) as under_way:
+        with await table.send("POST", "/v1/chat/completions", content=BODY) as under_way:
             leaving = under_way.replica
             listed[:] = [address for address in addresses if address is not leaving.address]
             await until(lambda: leaving not in table.replicas and len(table.replicas) == 2)
-            assert await under_way.response.aread()
-        await until(lambda: leaving.client.is_closed)
+            assert await under_way.read()
+        await until(lambda: leaving.client.closed)
         assert {await ask(table) for _ in range(30)} == {replica.name for replica in table.replicas}
 
     run(work, ["http://actor:8201"])
@@ -203,3 +214,149 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server that gives these raw answers in turn, the last one for ever; its address and how often it was asked."""
+    asked, handlers = [0], set[asyncio.Task[None] | None]()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET /health"):
+                    writer.write(OK)
+                    continue
+                length = re.search(rb"content-length: (\d+)", head.lower())
+                await reader.readexactly(int(length[1]) if length else 0)
+                writer.write(answers[min(asked[0], len(answers) - 1)])
+                asked[0] += 1
+                await writer.drain()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+        await asyncio.gather(*(task for task in handlers if task is not None), return_exceptions=True)
+        await asyncio.sleep(0)
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+FULL = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nfull"
+ENDING = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 6\r\n\r\nending"
+BUG = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 3\r\n\r\nbug"
+
+
+@pytest.mark.parametrize("refusal", [FULL, ENDING], ids=["full", "ending"])
+def test_what_one_replica_refuses_another_is_asked(refusal: bytes):
+    """It has not begun, so nothing is done twice."""
+
+    async def main() -> None:
+        statuses = []
+        async with (
+            answering(refusal) as (full, _),
+            answering(OK) as (free, _),
+            ReplicaTable([full, free], resolve_every_s=60) as table,
+        ):
+            for _ in range(20):
+                with await table.send("POST", "/x", content=b"{}") as exchange:
+                    statuses.append(exchange.status)
+                    await exchange.read()
+        assert statuses == [200] * 20
+        assert all(replica.in_flight == 0 for replica in table.replicas)
+
+    asyncio.run(main())
+
+
+def test_when_all_refuse_the_last_refusal_is_the_answer():
+    """At most three are asked, however many there are: a full fleet must not be asked all over."""
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            servers = [await stack.enter_async_context(answering(FULL)) for _ in range(5)]
+            table = await stack.enter_async_context(ReplicaTable([url for url, _ in servers], resolve_every_s=60))
+            with await table.send("POST", "/x", content=b"{}") as exchange:
+                assert exchange.status == 429
+                assert await exchange.read() == b"full"
+            assert sum(asked[0] for _, asked in servers) == 3
+            assert all(replica.in_flight == 0 for replica in table.replicas)
+
+    asyncio.run(main())
+
+
+def test_one_that_fails_again_and_again_is_spared():
+    """Its health is fine, its answers are not: after five of them in a row the others get the traffic."""
+
+    async def main() -> None:
+        async with (
+            answering(BUG) as (bad, asked),
+            answering(OK) as (good, _),
+            ReplicaTable([bad, good], resolve_every_s=60, chance=random.Random(0)) as table,
+        ):
+            for _ in range(60):
+                with await table.send("POST", "/x", content=b"{}") as exchange:
+                    await exchange.read()
+        assert asked[0] == 5
+
+    asyncio.run(main())
+
+
+def test_a_bug_is_not_asked_again_elsewhere():
+    """It may have done its work before it failed."""
+
+    async def main() -> None:
+        async with answering(BUG) as (bad, asked), ReplicaTable([bad, bad + "/"], resolve_every_s=60) as table:
+            with await table.send("POST", "/x", content=b"{}") as exchange:
+                assert exchange.status == 500
+            assert asked[0] == 1
+
+    asyncio.run(main())
+
+
+def test_when_all_breakers_are_open_one_is_tried_anyway():
+    """Better a try than a refusal that is certain."""
+
+    async def main() -> None:
+        async with answering(*[BUG] * 5, OK) as (url, _), ReplicaTable([url], resolve_every_s=60) as table:
+            for _ in range(5):
+                with await table.send("POST", "/x", content=b"{}"):
+                    pass
+            assert not table.replicas[0].healthy
+            with await table.send("POST", "/x", content=b"{}") as exchange:
+                assert exchange.status == 200
+            assert table.replicas[0].healthy
+
+    asyncio.run(main())
+
+
+def test_a_redirect_is_not_followed():
+    """A server of ours has no business sending us elsewhere."""
+    moved = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+
+    async def main() -> None:
+        async with answering(moved) as (url, _), ReplicaTable([url], resolve_every_s=60) as table:
+            with await table.send("POST", "/x", content=b"{}") as exchange:
+                assert exchange.status == 307
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_breaks_off_says_so_and_counts_as_a_failure():
+    """Ten bytes were promised, two came."""
+    half = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\nconnection: close\r\n\r\nok"
+
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(half)
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with ReplicaTable([url], resolve_every_s=60) as table:
+                for _ in range(5):
+                    with await table.send("POST", "/x", content=b"{}") as exchange, pytest.raises(BrokeOff):
+                        await exchange.read()
+                assert table.replicas[0].in_flight == 0
+
+    asyncio.run(main())

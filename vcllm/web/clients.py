@@ -31,9 +31,11 @@ from vcllm.contracts.critiques import (
     EmbeddingReply,
     EmbeddingRequest,
 )
+from vcllm.contracts.manifests import Role
 from vcllm.contracts.problems import Conflict, Overloaded, Unavailable, UpstreamFailed
+from vcllm.web.addresses import KEEP_ALIVE_S, RESOLVE_EVERY_S, Address, checked, look_up
 from vcllm.web.problems import problem_of
-from vcllm.web.replicas import KEEP_ALIVE_S, RESOLVE_EVERY_S, Address, checked, look_up
+from vcllm.web.tokens import Signer
 
 CHUNK_TEXTS = 64
 """Conversations or goals of one call: what is written token by token."""
@@ -51,21 +53,21 @@ T = TypeVar("T")
 class RoleClient:
     """What the three clients share. Thread-safe; `close` ends calls that wait in other threads, too."""
 
-    role = ""
+    role: Role
 
     def __init__(
-        self, urls: list[str], token: SecretStr, timeout_s: float = 120, *, patience_s: float = PATIENCE_S
+        self, urls: list[str], secret: SecretStr, timeout_s: float = 120, *, patience_s: float = PATIENCE_S
     ) -> None:
-        """patience_s: how long after its first failure a chunk is asked again before it is given up."""
+        """secret: the internal token, by which each call is signed. patience_s: how long after its first failure a chunk is asked again before it is given up."""
         self.urls = checked(urls)
         self.patience_s = patience_s
         self._http = httpx.Client(
-            headers={"authorization": f"Bearer {token.get_secret_value()}"},
             timeout=httpx.Timeout(timeout_s, connect=5),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
             verify=any(url.startswith("https:") for url in self.urls),
             trust_env=False,
         )
+        self._signer = Signer(secret, "trainer")
         self._replicas = _Replicas(self.urls)
         self._connections: WeakSet[socket.socket] = WeakSet()
         self._closed = threading.Event()
@@ -145,7 +147,7 @@ class RoleClient:
         if self._closed.is_set():
             raise self._was_closed()
         with self._replicas.least_busy() as address:
-            named = headers if address.host is None else {**headers, "host": address.host}
+            named = headers | self._signer.headers(self.role) | ({} if address.host is None else {"host": address.host})
             try:
                 response = self._http.request(
                     method,
@@ -185,7 +187,7 @@ class RoleClient:
 class ActorClient(RoleClient):
     """Asks the Actor for answers."""
 
-    role = "actor"
+    role: Role = "actor"
 
     def chat_batch(
         self,
@@ -219,7 +221,7 @@ class ActorClient(RoleClient):
 class AttackerClient(RoleClient):
     """Asks the Attacker for queries."""
 
-    role = "attacker"
+    role: Role = "attacker"
 
     def attacks(self, request: AttackRequest, *, trace: str | None = None) -> AttackReply:
         """One attack for each goal; a seed is offset by the goal's position."""
@@ -237,7 +239,7 @@ class AttackerClient(RoleClient):
 class CriticClient(RoleClient):
     """Asks the Critic for its view."""
 
-    role = "critic"
+    role: Role = "critic"
 
     def critiques(self, request: CritiqueRequest, *, trace: str | None = None) -> CritiqueReply:
         requests: list[BaseModel] = [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,6 +20,37 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
     The request's body must have been read before. `work` has ended when this returns, whichever way.
     """
     return await unless_gone(disconnected(request.receive), work)
+
+
+@asynccontextmanager
+async def while_there(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block when the client goes away (then: ClientDisconnect).
+
+    The request's body must have been read before. Cheaper than `cancel_on_disconnect`: the block stays in its task.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "runs in a task"
+    gone = False
+
+    def leave(watch: asyncio.Future[None]) -> None:
+        nonlocal gone
+        if not watch.cancelled():
+            gone = True
+            task.cancel()
+
+    watch = asyncio.ensure_future(disconnected(receive))
+    watch.add_done_callback(leave)
+    try:
+        yield
+        if gone:  # it was cancelled, and has not heard of it yet
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watch.remove_done_callback(leave)
+        watch.cancel()
 
 
 async def disconnected(receive: Receive) -> None:

@@ -1,4 +1,4 @@
-"""The replicas behind a list of addresses: found by name, chosen by load, left alone while they are down.
+"""The replicas behind a list of addresses: found by name, chosen by load, left alone while they fail.
 
 A host name with several addresses counts as several replicas, and is looked up again every two seconds, so
 that replicas come and go without a restart. Knows nothing of what is asked of them.
@@ -10,63 +10,26 @@ import asyncio
 import hashlib
 import logging
 import random
-import socket
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import httpx
-
 from vcllm.contracts.problems import Unavailable
+from vcllm.web.addresses import KEEP_ALIVE_S, RESOLVE_EVERY_S, Address, checked, look_up
+from vcllm.web.breaker import Breaker
+from vcllm.web.http_client import Server
+from vcllm.web.http_reply import BrokeOff, Lost, NotThere, Reply
 
 log = logging.getLogger(__name__)
 
-RESOLVE_EVERY_S = 2.0
 PROBE_TIMEOUT_S = 2.0
-KEEP_ALIVE_S = 4.0
-"""Below the servers' 5 s, so that an idle connection is closed by us and not under a request."""
+REFUSALS = (429, 503)
+"""Statuses of a server that has not begun: it is full, not ready, or about to end."""
+MOST_REFUSALS = 3
+"""So many replicas may refuse a request before the last refusal is taken for the answer."""
 
-NOT_THERE = (httpx.ConnectError, httpx.ConnectTimeout)
-LOST = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
-"""Before the first byte of an answer: the connection broke, or was an idle one that the server had closed."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """One place to connect to."""
-
-    url: str
-    host: str | None = None
-    """The name it was found by, for the `Host` header; None: the URL says it."""
-
-
-def checked(urls: Iterable[str]) -> list[str]:
-    """The same addresses, of which there must be one, each `http://` or `https://`; ValueError otherwise."""
-    addresses = [url.rstrip("/") for url in urls]
-    for url in addresses:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"'{url}' is not an address of a server. Write it as http://host:port.")
-    if not addresses:
-        raise ValueError("There is no address of a server. Name at least one, as http://host:port.")
-    return addresses
-
-
-def look_up(url: str) -> list[Address]:
-    """Every address of the URL's host, one family only; OSError when the name is unknown.
-
-    An https URL stays as it is: its certificate is bound to the name.
-    """
-    parsed = httpx.URL(url)
-    if parsed.scheme != "http":
-        return [Address(url)]
-    found = socket.getaddrinfo(parsed.host, parsed.port or 80, type=socket.SOCK_STREAM)
-    families = {family for family, *_ in found}
-    family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
-    hosts = sorted({str(where[0]) for kind, *_, where in found if kind == family})
-    if hosts == [parsed.host]:
-        return [Address(url)]
-    return [Address(str(parsed.copy_with(host=host)).rstrip("/"), parsed.netloc.decode()) for host in hosts]
+Headers = Callable[[], Mapping[str, str]]
 
 
 @dataclass(eq=False)
@@ -74,40 +37,64 @@ class Replica:
     """One server; `in_flight` counts the answers it has not finished."""
 
     address: Address
-    client: httpx.AsyncClient
+    client: Server
     in_flight: int = 0
     up: bool = True
-    """False: nothing new is sent while another replica is up."""
+    """False: it is not there or not ready; nothing new is sent while another replica is up."""
     listed: bool = True
     """False: its name no longer leads to it; it is closed with its last answer."""
+    breaker: Breaker = field(default_factory=Breaker)
     name: str = field(init=False)
     """Says nothing about where it is."""
 
     def __post_init__(self) -> None:
         self.name = hashlib.sha256(self.address.url.encode()).hexdigest()[:8]
 
+    @property
+    def healthy(self) -> bool:
+        return self.up and self.breaker.allows
+
 
 class Exchange:
-    """An answer that has begun. `aclose` gives its connection back, or drops it when more is to come."""
+    """An answer that has begun. `close` gives its connection back, or drops it when more is to come."""
 
-    def __init__(self, replica: Replica, response: httpx.Response) -> None:
+    def __init__(self, replica: Replica, reply: Reply) -> None:
         self.replica = replica
-        self.response = response
+        self.status = reply.status
+        self.headers = reply.headers
+        self._reply = reply
         self._open = True
 
-    async def aclose(self) -> None:
+    async def read(self) -> bytes:
+        """The whole body. BrokeOff; TimeoutError after a long silence."""
+        try:
+            return await self._reply.read()
+        except (BrokeOff, TimeoutError):
+            self.replica.breaker.fail()
+            raise
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises what `read` does."""
+        try:
+            async for chunk in self._reply.chunks():
+                yield chunk
+        except (BrokeOff, TimeoutError):
+            self.replica.breaker.fail()
+            raise
+
+    def close(self) -> None:
         if self._open:
             self._open = False
             self.replica.in_flight -= 1
-            await self.response.aclose()
+            self._reply.close()
 
-    async def __aenter__(self) -> Exchange:
+    def __enter__(self) -> Exchange:
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        self.close()
 
 
 class ReplicaTable:
@@ -117,18 +104,18 @@ class ReplicaTable:
         self,
         urls: Iterable[str],
         *,
-        timeout: httpx.Timeout | None = None,
-        headers: dict[str, str] | None = None,
+        silence_s: float = 600.0,
+        headers: Headers = dict,
         resolve_every_s: float = RESOLVE_EVERY_S,
         chance: random.Random | None = None,
     ) -> None:
-        """headers: sent with every request, probes included."""
+        """silence_s: longest wait for the next part of an answer. headers: of every request, probes included."""
         self.urls = checked(urls)
         self.replicas: list[Replica] = []
         self._leaving: list[Replica] = []
         self._known: dict[str, list[Address]] = {}
-        self._timeout = timeout or httpx.Timeout(600, connect=5)
-        self._headers = headers or {}
+        self._silence_s = silence_s
+        self._headers = headers
         self._resolve_every_s = resolve_every_s
         self._chance = chance or random.Random()
         self._watch: asyncio.Task[None] | None = None
@@ -146,46 +133,81 @@ class ReplicaTable:
         with suppress(asyncio.CancelledError):
             await self._watch
         for replica in [*self.replicas, *self._leaving]:
-            await replica.client.aclose()
+            await replica.client.close()
 
     @property
     def any_up(self) -> bool:
         return any(replica.up for replica in self.replicas)
 
     async def send(
-        self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
+        self, method: str, path: str, *, content: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Exchange:
-        """Begin an exchange; another replica is tried when the connection fails before the first byte.
+        """Begin an exchange; another replica is tried when one fails before the first byte, or refuses to begin.
 
-        A connection lost under the request is opened anew once, for it may have been an idle one. Unavailable
-        when every replica failed. A timeout while waiting for the answer passes through (httpx).
+        A connection lost under the request is opened anew once, for it may have been an idle one. Unavailable when
+        every replica failed, TimeoutError when the one that has the request says nothing for too long.
         """
-        failed: set[Replica] = set()
+        told = {**self._headers(), **(headers or {})}
+        tried: set[Replica] = set()
         lost: set[Replica] = set()
-        while replica := self.pick(failed):
-            replica.in_flight += 1
+        refusal: Exchange | None = None
+        refused = 0
+        while refused < MOST_REFUSALS and (replica := self.pick(tried, desperate=refusal is None)):
             try:
-                request = replica.client.build_request(method, path, content=content, headers=headers)
-                return Exchange(replica, await replica.client.send(request, stream=True))
-            except BaseException as error:
-                replica.in_flight -= 1
-                if isinstance(error, LOST) and replica not in lost:
+                exchange = await self._begin(replica, method, path, content, told)
+            except (NotThere, Lost) as error:
+                if isinstance(error, Lost) and replica not in lost:
                     lost.add(replica)
-                elif isinstance(error, (*NOT_THERE, *LOST)):
-                    failed.add(replica)
-                    self._eject(replica, error)
                 else:
-                    raise
+                    tried.add(replica)
+                    self._eject(replica, error)
+                continue
+            if exchange.status not in REFUSALS:
+                if refusal is not None:
+                    refusal.close()
+                return exchange
+            tried.add(replica)
+            replica.up = replica.up and exchange.status != 503
+            refused += 1
+            if refusal is not None:
+                refusal.close()
+            refusal = exchange
+        if refusal is not None:
+            return refusal
         raise Unavailable("No server that could answer is up. Try again in a moment.", retry_after_s=2)
 
-    def pick(self, without: Collection[Replica] = ()) -> Replica | None:
-        """The less busy of two drawn at random from those up, or from all when none is."""
-        left = [replica for replica in self.replicas if replica not in without]
-        candidates = [replica for replica in left if replica.up] or left
+    def pick(self, without: Collection[Replica] = (), *, desperate: bool = True) -> Replica | None:
+        """The less busy of two drawn at random from those that are well; when none is, from all if `desperate`."""
+        left = [replica for replica in self.replicas if replica not in without] if without else self.replicas
+        candidates = [replica for replica in left if replica.healthy] or (left if desperate else [])
         if not candidates:
             return None
-        pair = self._chance.sample(candidates, min(2, len(candidates)))
-        return min(pair, key=lambda replica: replica.in_flight)
+        if len(candidates) == 1:
+            return candidates[0]
+        one, other = self._chance.sample(candidates, 2)
+        return one if one.in_flight <= other.in_flight else other
+
+    async def _begin(
+        self, replica: Replica, method: str, path: str, content: bytes | None, headers: Mapping[str, str]
+    ) -> Exchange:
+        """The breaker and the count know of it until the exchange is closed."""
+        replica.in_flight += 1
+        breaker = replica.breaker
+        breaker.begin()
+        try:
+            reply = await replica.client.request(method, path, headers=headers, content=content)
+        except BaseException as error:
+            replica.in_flight -= 1
+            if isinstance(error, NotThere | Lost | TimeoutError):
+                breaker.fail()
+            else:
+                breaker.give_up()
+            raise
+        if reply.status >= 500 and reply.status not in REFUSALS:
+            breaker.fail()
+        else:
+            breaker.succeed()
+        return Exchange(replica, reply)
 
     def _eject(self, replica: Replica, error: BaseException) -> None:
         if replica.up:
@@ -216,30 +238,26 @@ class ReplicaTable:
         self.replicas = [have.get(address) or self._open(address) for address in wanted]
 
     def _open(self, address: Address) -> Replica:
-        headers = self._headers if address.host is None else {**self._headers, "host": address.host}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_S)
-        client = httpx.AsyncClient(
-            base_url=address.url,
-            headers=headers,
-            timeout=self._timeout,
-            limits=limits,
-            verify=address.url.startswith("https:"),  # reading the certificates takes long, for nothing without TLS
-            trust_env=False,
+        return Replica(
+            address, Server(address.url, host=address.host, silence_s=self._silence_s, keep_alive_s=KEEP_ALIVE_S)
         )
-        return Replica(address, client)
 
     async def _probe(self, replica: Replica) -> None:
         """Up when it says it is ready; a slow answer changes nothing, for a busy server is not a dead one."""
         try:
-            reply = await replica.client.get("/health/ready", timeout=PROBE_TIMEOUT_S)
-        except (*NOT_THERE, *LOST) as error:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                reply = await replica.client.request("GET", "/health/ready", headers=self._headers())
+        except (NotThere, Lost) as error:
             self._eject(replica, error)
-        except httpx.HTTPError:
+        except TimeoutError:
             return
         else:
-            replica.up = reply.status_code == 200
+            replica.up = reply.status == 200
+            with suppress(BrokeOff, TimeoutError):
+                await asyncio.wait_for(reply.read(), PROBE_TIMEOUT_S)
+            reply.close()
 
     async def _close_left(self) -> None:
         for replica in [replica for replica in self._leaving if replica.in_flight == 0]:
             self._leaving.remove(replica)
-            await replica.client.aclose()
+            await replica.client.close()
