@@ -10,9 +10,9 @@ from functools import partial
 from gateway.lookups import Lookups
 from vcllm.contracts.keys import KeyRecord
 from vcllm.contracts.problems import Unauthenticated
-from vcllm.stores.api_keys import KeyStore
+from vcllm.stores.api_keys import KeyStore, refuse_expired
 
-_SHAPE = re.compile(r"vck_[0-9a-f]{8}_[A-Za-z0-9_-]{32,128}")
+_SHAPE = re.compile(r"vck_[0-9a-f]{8,16}_[A-Za-z0-9_-]{32,128}")
 
 
 class KeyRing:
@@ -20,6 +20,8 @@ class KeyRing:
 
     def __init__(self, store: KeyStore, ttl_s: float, grace_s: float) -> None:
         self.store = store
+        self.used: dict[str, float] = {}
+        """Key id to the Unix second it was last used; for one event loop."""
         self._records: Lookups[KeyRecord] = Lookups(ttl_s, grace_s)
 
     async def find(self, key: str) -> KeyRecord:
@@ -27,10 +29,10 @@ class KeyRing:
         if not _SHAPE.fullmatch(key):
             raise Unauthenticated("This is not an API key of this service: those begin with `vck_`.")
         name = hashlib.sha256(key.encode()).hexdigest()
-        record = await self._records.get(name, partial(self.store.find, key))
-        if record.expires is not None and record.expires < time.time():
-            raise Unauthenticated("This API key has expired. Make a new one with `vcllm keys create`.")
+        record = refuse_expired(await self._records.get(name, partial(self.store.find, key)))
+        self.used[record.id] = time.time()
         return record
 
     def forget(self, key_id: str) -> None:
+        """A key that was revoked or rotated here is looked up again."""
         self._records.forget(lambda record: record.id == key_id)

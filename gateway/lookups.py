@@ -20,8 +20,8 @@ from vcllm.contracts.problems import Unavailable
 T = TypeVar("T")
 
 MAX_KEPT = 10_000
-SHORT_WAIT_S = 0.05
-"""How long a refresh may take before the old value is used; Redis usually needs a hundredth of it."""
+SHORT_WAIT_S = 0.02
+"""How long a refresh may take before the old value is used; Redis usually needs a fraction of it."""
 LONG_WAIT_S = 5.0
 """How long somebody unknown waits."""
 THREADS = 8
@@ -41,6 +41,7 @@ class Lookups(Generic[T]):
         self.grace_s = grace_s
         self._kept: dict[str, _Kept[T]] = {}
         self._pending: dict[str, asyncio.Task[T]] = {}
+        self._num_forgotten = 0
         self._threads: CapacityLimiter | None = None
 
     async def get(self, name: str, look_up: Callable[[], T]) -> T:
@@ -67,8 +68,12 @@ class Lookups(Generic[T]):
         raise Unavailable("The key store does not answer. Try again in a moment.", retry_after_s=2)
 
     def forget(self, matches: Callable[[T], bool]) -> None:
-        for name in [name for name, kept in self._kept.items() if matches(kept.value)]:
-            del self._kept[name]
+        """Also what a lookup that is under way will bring. May be called from any thread."""
+        self._num_forgotten += 1
+        self._pending = {}
+        for name, kept in list(self._kept.items()):
+            if matches(kept.value):
+                self._kept.pop(name, None)
 
     def _begin(self, name: str, look_up: Callable[[], T]) -> asyncio.Task[T]:
         task = asyncio.create_task(self._refresh(name, look_up))
@@ -78,6 +83,7 @@ class Lookups(Generic[T]):
 
     async def _refresh(self, name: str, look_up: Callable[[], T]) -> T:
         self._threads = self._threads or CapacityLimiter(THREADS)
+        num_forgotten = self._num_forgotten
         try:
             value = await to_thread.run_sync(look_up, limiter=self._threads)
         except (RedisError, OSError):
@@ -86,8 +92,10 @@ class Lookups(Generic[T]):
             self._kept.pop(name, None)
             raise
         finally:
-            del self._pending[name]
+            if self._pending.get(name) is asyncio.current_task():
+                del self._pending[name]
         if len(self._kept) >= MAX_KEPT:
             self._kept.clear()
-        self._kept[name] = _Kept(value, time.monotonic())
+        if num_forgotten == self._num_forgotten:  # else it may be the very value that was to be forgotten
+            self._kept[name] = _Kept(value, time.monotonic())
         return value

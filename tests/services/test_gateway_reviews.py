@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.fake_actor import FakeActor
-from tests.servers import RedisServer
-from tests.services.test_gateway import Gateway, add_version, error_of, gateway_on
+from tests.gateway_world import Gateway, add_version, error_of
 from tests.unit.test_stores_reviews import item
 from vcllm.contracts.keys import Scope
 from vcllm.stores.pairs import PairStream
@@ -17,12 +14,6 @@ from vcllm.stores.reviews import ReviewStore
 
 ITEMS = [item(number, lineage) for number, lineage in enumerate(["one", "one", "two"])]
 GOOD: dict[str, Any] = {"outcome": "consistent", "note": "It corrects the claim."}
-
-
-@pytest.fixture(scope="module")
-def running(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway_on(redis_server.url, tmp_path_factory.mktemp("home"), FakeActor()) as running:
-        yield running
 
 
 @pytest.fixture

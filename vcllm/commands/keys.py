@@ -1,4 +1,4 @@
-"""`vcllm keys`: make, list and revoke API keys, next to the Redis that holds them."""
+"""`vcllm keys`: make, list, rotate and revoke API keys, next to the Redis that holds them."""
 
 from __future__ import annotations
 
@@ -10,49 +10,116 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vcllm.commands.api import read_fleet
+from vcllm.commands.audit import operator_deed
 from vcllm.commands.display import open_console
 from vcllm.commands.errors import CommandError
-from vcllm.contracts.keys import Scope
+from vcllm.commands.lifetimes import budget_of, lifetime_of, overlap_of
+from vcllm.contracts.guard import GuardMode
+from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Scope
 from vcllm.launch.credentials import load_credentials
 from vcllm.settings import Settings
 from vcllm.stores.api_keys import KeyStore
 from vcllm.stores.connect import open_redis
+from vcllm.stores.limits import LimitStore
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+app = typer.Typer(no_args_is_help=True, help="Make, list, rotate and revoke API keys.")
+
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="`vcllm keys list` shows it.")]
+Expires = Annotated[
+    str | None, typer.Option(metavar="WHEN", help="After so long (12h, 30d) or on a day (2027-01-31, UTC).")
+]
+Limit = Annotated[int | None, typer.Option(min=0, help="0: none. Default: what the gateway is set to.")]
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Whose key this is.")],
     scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; repeat for more. Default: chat.")] = None,
-    days: Annotated[float | None, typer.Option(min=0, help="Expires after this many days. Default: never.")] = None,
+    expires: Expires = None,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    concurrent_chats: Limit = None,
+    budget: Annotated[str | None, typer.Option(metavar="TOKENS/PERIOD", help="200000/day, 5000000/month.")] = None,
+    guard: Annotated[
+        GuardMode | None, typer.Option(help="Checks of its answers. Default: as the charter says.")
+    ] = None,
 ) -> None:
     """Make a key. It is shown this once: only its keyed hash is kept."""
-    with key_store() as store:
-        key, record = store.create(name, scope or [Scope.CHAT], days and days * 86400)
-    console = Console(stderr=True)
-    console.print(f"Key {record.id} for {name} may: {', '.join(record.scopes)}. Keep it; it is not shown again.")
-    typer.echo(key)
+    if not 1 <= len(name) <= 100:
+        raise CommandError("A key's name has 1 to 100 characters.")
+    limits = KeyLimits(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent_chats=concurrent_chats,
+    )
+    ttl_s = None if expires is None else lifetime_of(expires)
+    spends = None if budget is None else budget_of(budget)
+    with key_store() as store, operator_deed(store.redis, "vcllm keys create") as doing:
+        key, record = store.create(name, scope or [Scope.CHAT], ttl_s, limits=limits, budget=spends, guard=guard)
+        doing.target = record.id
+    _hand_over(key, f"Key {record.id} for {name} may: {', '.join(record.scopes)}.")
+
+
+@app.command()
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[
+        str, typer.Option(metavar="TIME", help="How long the old key still works; 0: no longer.")
+    ] = "24h",
+    expires: Expires = None,
+) -> None:
+    """Make a successor with the same rights, limits and budget; the old key lives on for a while."""
+    ttl_s = None if expires is None else lifetime_of(expires)
+    with key_store() as store, operator_deed(store.redis, "vcllm keys rotate", key_id):
+        key, record = store.rotate(key_id, overlap_of(overlap), ttl_s)
+        old = store.get(key_id)
+    _hand_over(key, f"Key {record.id} takes the place of {key_id}, which ends {_minute(old.expires)}.")
 
 
 @app.command("list")
 def list_keys() -> None:
     """The keys there are, without the keys themselves."""
     with key_store() as store:
-        records = store.all()
-    table = Table("id", "name", "may", "expires")
+        records, used = store.all(), store.last_used()
+    table = Table("id", "name", "may", "expires", "last used", "limits", "budget", "guard")
     for record in records:
-        expires = "never" if record.expires is None else time.strftime("%Y-%m-%d", time.localtime(record.expires))
-        table.add_row(record.id, record.name, ", ".join(record.scopes), expires)
+        table.add_row(
+            record.id,
+            Text(record.name),  # a name is no markup
+            ", ".join(record.scopes),
+            _ending(record),
+            _minute(used.get(record.id)),
+            _told_limits(record.limits),
+            _told_budget(record.budget),
+            record.guard or "by charter",
+        )
     open_console().print(table if records else "There are no keys yet. `vcllm keys create NAME` makes one.")
 
 
 @app.command()
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="`vcllm keys list` shows it.")]) -> None:
-    """Make a key useless; running gateways notice within seconds."""
+def usage(
+    key_id: KeyId,
+    days: Annotated[int, typer.Option(min=1, max=366, help="Today and so many before, in UTC.")] = 30,
+) -> None:
+    """What a key has used, day by day, together with those it was rotated from."""
     with key_store() as store:
+        usage = LimitStore(store.redis).usage_of(store.get(key_id), days)
+    console = open_console()
+    table = Table("day", "requests", "tokens")
+    for day in usage.data:
+        table.add_row(day.day, f"{day.requests:,}", f"{day.tokens:,}")
+    console.print(table if usage.data else f"Key {key_id} was not used in this time.", highlight=False)
+    if usage.budget is not None:
+        console.print(f"{usage.used:,} of {_told_budget(usage.budget)} tokens are used.", highlight=False)
+
+
+@app.command()
+def revoke(key_id: KeyId) -> None:
+    """Make a key useless; running gateways notice within seconds."""
+    with key_store() as store, operator_deed(store.redis, "vcllm keys revoke", key_id):
         store.revoke(key_id)
     open_console().print(f"Key {key_id} opens nothing any more.", highlight=False)
 
@@ -68,3 +135,38 @@ def key_store() -> Iterator[KeyStore]:
         )
     with open_redis(url, patience=1) as redis:
         yield KeyStore(redis, load_credentials(settings).pepper)
+
+
+def _hand_over(key: str, sentence: str) -> None:
+    """The key alone goes to standard output, so that a script can take it from there."""
+    Console(stderr=True, soft_wrap=True).print(
+        f"{sentence} Keep the key; it is not shown again.", markup=False, highlight=False
+    )
+    typer.echo(key)
+
+
+def _ending(record: KeyRecord) -> str:
+    if record.expires is None:
+        return "never"
+    if record.expires <= time.time():
+        return "expired"
+    rotated = "" if record.replaced_by is None else f" (rotated: {record.replaced_by})"
+    return _minute(record.expires) + rotated
+
+
+def _minute(when: float | None) -> str:
+    return "never" if when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+
+
+def _told_limits(limits: KeyLimits) -> str:
+    """0 is said as `any`; what the gateway decides is left out."""
+    bounds = (
+        (limits.requests_per_minute, "requests/min"),
+        (limits.tokens_per_minute, "tokens/min"),
+        (limits.concurrent_chats, "at once"),
+    )
+    return ", ".join(f"{bound or 'any'} {what}" for bound, what in bounds if bound is not None) or "default"
+
+
+def _told_budget(budget: Budget | None) -> str:
+    return "none" if budget is None else f"{budget.tokens:,}/{budget.period}"

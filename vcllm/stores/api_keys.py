@@ -10,34 +10,40 @@ import hashlib
 import hmac
 import secrets
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 from redis import Redis
 
-from vcllm.contracts.keys import KeyRecord, Scope
-from vcllm.contracts.problems import NotFound, Unauthenticated
-from vcllm.stores.connect import KEYS
+from vcllm.contracts.guard import GuardMode
+from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Scope
+from vcllm.contracts.problems import Conflict, NotFound, Unauthenticated
+from vcllm.stores.connect import KEYS, KEYS_USED
+
+T = TypeVar("T")
 
 
 class KeyStore:
-    """Make, find, list and revoke keys."""
+    """Make, find, list, rotate and revoke keys."""
 
     def __init__(self, redis: Redis, pepper: SecretStr) -> None:
-        self.redis = redis
+        self.redis: Any = redis
         self._pepper = pepper
 
-    def create(self, name: str, scopes: list[Scope], ttl_s: float | None = None) -> tuple[str, KeyRecord]:
-        """The key, shown this once, and its record."""
-        key_id = secrets.token_hex(4)
-        key = f"vck_{key_id}_{secrets.token_urlsafe(32)}"
-        now = time.time()
-        record = KeyRecord(
-            id=key_id,
-            name=name,
-            scopes=scopes,
-            created=now,
-            expires=None if ttl_s is None else now + ttl_s,
-            hint=key[:12],
+    def create(
+        self,
+        name: str,
+        scopes: list[Scope],
+        ttl_s: float | None = None,
+        *,
+        limits: KeyLimits | None = None,
+        budget: Budget | None = None,
+        guard: GuardMode | None = None,
+    ) -> tuple[str, KeyRecord]:
+        """The key, shown this once, and its record. ttl_s: None: it does not expire."""
+        key, record = _make(
+            name=name, scopes=scopes, ttl_s=ttl_s, limits=limits or KeyLimits(), budget=budget, guard=guard
         )
         self.redis.hset(KEYS, self._digest(key), record.model_dump_json())
         return key, record
@@ -48,20 +54,101 @@ class KeyStore:
         record = None if raw is None else KeyRecord.model_validate_json(raw)
         if record is None:
             raise Unauthenticated("This API key is not known here. Make one with `vcllm keys create`.")
-        if record.expires is not None and record.expires < time.time():
-            raise Unauthenticated("This API key has expired. Make a new one with `vcllm keys create`.")
-        return record
+        return refuse_expired(record)
+
+    def get(self, key_id: str) -> KeyRecord:
+        """By its id; NotFound when there is none."""
+        for record in self.all():
+            if record.id == key_id:
+                return record
+        raise _missing(key_id)
 
     def all(self) -> list[KeyRecord]:
+        """Oldest first; those that have expired are among them."""
         records = [KeyRecord.model_validate_json(raw) for raw in self.redis.hvals(KEYS)]
         return sorted(records, key=lambda record: record.created)
 
+    def last_used(self) -> dict[str, float]:
+        """Key id to the Unix second it was last seen by a gateway, which is told once a second."""
+        return {key_id: float(when) for key_id, when in self.redis.hgetall(KEYS_USED).items()}
+
+    def rotate(self, key_id: str, overlap_s: float, ttl_s: float | None = None) -> tuple[str, KeyRecord]:
+        """A successor, and its record; the old key lives on for `overlap_s`, or until it would have expired anyway.
+
+        The successor may do the same and counts against the same limits and budget.
+        ttl_s: None: it lives as long as the old one was made for.
+        NotFound when there is no such key, Conflict when it has expired or was rotated before.
+        """
+
+        def succeed(stored: str, old: KeyRecord, write: Any) -> tuple[str, KeyRecord]:
+            now = time.time()
+            if old.replaced_by is not None:
+                raise Conflict(f"Key '{key_id}' was rotated before: rotate '{old.replaced_by}', which took its place.")
+            if _is_over(old, now):
+                raise Conflict(f"Key '{key_id}' has expired. Make a new one with `vcllm keys create`.")
+            made_for_s = None if old.expires is None else old.expires - old.created
+            key, record = _make(
+                name=old.name,
+                scopes=old.scopes,
+                ttl_s=ttl_s or made_for_s,
+                limits=old.limits,
+                budget=old.budget,
+                guard=old.guard,
+                account=old.counted_as,
+            )
+            ends = min(now + overlap_s, old.expires or float("inf"))
+            ending = old.model_copy(update={"expires": ends, "replaced_by": record.id})
+            write.hset(KEYS, stored, ending.model_dump_json())
+            write.hset(KEYS, self._digest(key), record.model_dump_json())
+            return key, record
+
+        return self._change(key_id, succeed)
+
     def revoke(self, key_id: str) -> None:
-        for stored, raw in self.redis.hgetall(KEYS).items():
-            if KeyRecord.model_validate_json(raw).id == key_id:
-                self.redis.hdel(KEYS, stored)
-                return
-        raise NotFound(f"There is no key '{key_id}'. `vcllm keys list` shows those that exist.")
+        """NotFound when there is no such key."""
+
+        def remove(stored: str, _: KeyRecord, write: Any) -> None:
+            write.hdel(KEYS, stored)
+            write.hdel(KEYS_USED, key_id)
+
+        self._change(key_id, remove)
+
+    def _change(self, key_id: str, change: Callable[[str, KeyRecord, Any], T]) -> T:
+        """Run `change(digest, record, pipeline)` on a key; again when somebody else changed keys meanwhile."""
+
+        def attempt(pipe: Any) -> T:
+            for stored, raw in pipe.hgetall(KEYS).items():
+                record = KeyRecord.model_validate_json(raw)
+                if record.id == key_id:
+                    pipe.multi()
+                    return change(stored, record, pipe)
+            raise _missing(key_id)
+
+        result: T = self.redis.transaction(attempt, KEYS, value_from_callable=True)
+        return result
 
     def _digest(self, key: str) -> str:
         return hmac.new(self._pepper.get_secret_value().encode(), key.encode(), hashlib.sha256).hexdigest()
+
+
+def refuse_expired(record: KeyRecord) -> KeyRecord:
+    """The record; Unauthenticated from the second it expires."""
+    if _is_over(record, time.time()):
+        raise Unauthenticated("This API key has expired. Make a new one with `vcllm keys create`.")
+    return record
+
+
+def _is_over(record: KeyRecord, now: float) -> bool:
+    return record.expires is not None and record.expires <= now
+
+
+def _missing(key_id: str) -> NotFound:
+    return NotFound(f"There is no key '{key_id}'. `vcllm keys list` shows those that exist.")
+
+
+def _make(ttl_s: float | None, **fields: Any) -> tuple[str, KeyRecord]:
+    key_id = secrets.token_hex(6)
+    key = f"vck_{key_id}_{secrets.token_urlsafe(32)}"
+    now = time.time()
+    expires = None if ttl_s is None else now + ttl_s
+    return key, KeyRecord(id=key_id, hint=key[:12], created=now, expires=expires, **fields)

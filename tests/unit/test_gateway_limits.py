@@ -1,0 +1,254 @@
+"""Limits and budgets of one gateway, by a clock that only a test moves."""
+
+from __future__ import annotations
+
+import timeit
+
+import pytest
+
+from gateway.accounts import Defaults
+from gateway.buckets import told_duration
+from gateway.limits import Limits, RawHeaders
+from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Period, Scope
+from vcllm.contracts.problems import Overloaded, QuotaExceeded
+from vcllm.web.replies import problem_reply
+
+
+class Clock:
+    """Seconds that pass when a test says so; they begin at midnight UTC of the first of a month."""
+
+    def __init__(self) -> None:
+        self.now = 1_793_491_200.0  # 2026-11-01
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_key(name: str = "k1", budget: Budget | None = None, **limits: int) -> KeyRecord:
+    return KeyRecord(
+        id=name,
+        name="test",
+        scopes=[Scope.CHAT],
+        created=0.0,
+        hint="vck_",
+        limits=KeyLimits(**limits),
+        budget=budget,
+    )
+
+
+def limits(**defaults: int) -> Limits:
+    clock = Clock()
+    return Limits(Defaults(**defaults), clock=clock, wall=clock)
+
+
+def tick(limits: Limits, seconds: float) -> None:
+    limits.clock.now += seconds
+
+
+def told(headers: RawHeaders) -> dict[str, str]:
+    return {name.decode().removeprefix("x-ratelimit-"): value.decode() for name, value in headers}
+
+
+def test_requests_come_back_at_their_rate():
+    """As many as the minute has at once, then one whenever its time has passed; the wait said is the wait needed."""
+    gate, key = limits(), a_key(requests_per_minute=60)
+    for _ in range(60):
+        gate.admit(key).release()
+
+    with pytest.raises(Overloaded) as refused:
+        gate.admit(key)
+
+    assert refused.value.status == 429
+    assert refused.value.code == "rate_limit_exceeded"
+    assert refused.value.retry_after_s == pytest.approx(1)
+    tick(gate, 0.99)
+    with pytest.raises(Overloaded):
+        gate.admit(key)
+    tick(gate, 0.01)
+    gate.admit(key)
+
+
+def test_headers_are_those_of_openai():
+    """Limit, what is left, and how long until all of it is back; they are the refusal's, too."""
+    gate, key = limits(), a_key(requests_per_minute=60, tokens_per_minute=1000)
+
+    first = gate.admit(key, tokens=600)
+    with pytest.raises(Overloaded) as refused:
+        gate.admit(key, tokens=600)
+
+    assert told(first.headers) == {
+        "limit-requests": "60",
+        "remaining-requests": "59",
+        "reset-requests": "1s",
+        "limit-tokens": "1000",
+        "remaining-tokens": "400",
+        "reset-tokens": "36s",
+    }
+    assert refused.value.headers == {f"x-ratelimit-{name}": value for name, value in told(first.headers).items()}
+    assert problem_reply(refused.value).headers["x-ratelimit-remaining-tokens"] == "400"
+    assert problem_reply(refused.value).headers["retry-after"] == "12"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (0.0001, "1ms"), (0.02, "20ms"), (1, "1s"), (8.64, "8.64s"), (59.9999, "1m0s"), (360, "6m0s")],
+)
+def test_durations_are_told_as_openai_tells_them(seconds: float, text: str):
+    """Rounded up to the millisecond, so that whoever waits as told is not early."""
+    assert told_duration(seconds) == text
+
+
+def test_settling_gives_back_or_takes_more():
+    """Once: the real use counts, whatever was expected, also below nothing."""
+    gate, key = limits(), a_key(tokens_per_minute=1000)
+    grant = gate.admit(key, tokens=800)
+    grant.settle(300)
+    grant.settle(0)
+    grant.release()
+    assert told(grant.headers)["remaining-tokens"] == "700"
+
+    gate.admit(key, tokens=100).settle(2700)
+
+    assert told(grant.headers)["remaining-tokens"] == "0"
+    with pytest.raises(Overloaded) as refused:
+        gate.admit(key, tokens=0)
+    assert refused.value.retry_after_s == pytest.approx(120)
+
+
+def test_what_is_not_settled_is_charged_as_expected():
+    """Whoever hangs up early does not get answers for nothing."""
+    gate, key = limits(), a_key(tokens_per_minute=1000, budget=Budget(tokens=500))
+    grant = gate.admit(key, tokens=500)
+
+    grant.release()
+    grant.release()
+
+    assert gate.accounts["k1"].num_tokens == 500
+    assert gate.accounts["k1"].chats == 0
+    with pytest.raises(QuotaExceeded):
+        gate.admit(key)
+
+
+def test_a_request_larger_than_the_limit_needs_a_full_bucket():
+    """It is not refused for ever; the rest of it is paid off by waiting."""
+    gate, key = limits(), a_key(tokens_per_minute=1000)
+    gate.admit(key, tokens=3000).release()
+
+    with pytest.raises(Overloaded) as refused:
+        gate.admit(key, tokens=3000)
+
+    assert refused.value.retry_after_s == pytest.approx(180)
+
+
+def test_a_refused_request_costs_nothing():
+    """Neither requests nor tokens nor a place are taken."""
+    gate, key = limits(), a_key(requests_per_minute=60, tokens_per_minute=1000, concurrent_chats=1)
+    grant = gate.admit(key, tokens=10)
+    before = told(grant.headers)
+
+    with pytest.raises(Overloaded, match="1 chats at once"):
+        gate.admit(key, tokens=10)
+    with pytest.raises(Overloaded, match="tokens a minute"):
+        gate.admit(key, tokens=995)
+
+    assert told(grant.headers) == before
+    grant.release()
+    gate.admit(key, tokens=10)
+    assert gate.refused == {"chats": 1, "tokens": 1}
+
+
+def test_a_used_up_budget_is_not_to_be_tried_again():
+    """The answer that crosses the line is finished; the SDK is told to leave it at that."""
+    gate, key = limits(), a_key(budget=Budget(tokens=100, period=Period.DAY))
+    gate.admit(key, tokens=99).settle(99)
+    running = gate.admit(key, tokens=50)
+
+    with pytest.raises(QuotaExceeded) as refused:
+        gate.admit(key, tokens=1)
+
+    running.settle(50)
+    reply = problem_reply(refused.value)
+    assert (reply.status_code, reply.headers["x-should-retry"]) == (429, "false")
+    assert "retry-after" not in reply.headers
+    assert refused.value.body()["error"]["code"] == "insufficient_quota"
+    assert "2026-11-02" in refused.value.message
+
+
+@pytest.mark.parametrize(("period", "days"), [(Period.DAY, 1), (Period.MONTH, 30)])
+def test_a_budget_is_whole_again_when_its_period_is_over(period: Period, days: int):
+    """At midnight UTC; a month ends with the month."""
+    gate, key = limits(), a_key(budget=Budget(tokens=100, period=period))
+    gate.admit(key, tokens=1).settle(100)
+    gate.accounts["k1"].begin_exchange()
+    tick(gate, days * 86400 - 1)
+    with pytest.raises(QuotaExceeded):
+        gate.admit(key, tokens=1)
+
+    tick(gate, 1)
+
+    gate.admit(key, tokens=1)
+
+
+def test_defaults_hold_for_keys_that_say_nothing():
+    """None: the default; 0: none, whatever the default is."""
+    gate = limits(requests_per_minute=5, tokens_per_minute=100)
+
+    assert told(gate.admit(a_key()).headers)["limit-requests"] == "5"
+    assert told(gate.admit(a_key("k2", requests_per_minute=7)).headers)["limit-requests"] == "7"
+    assert "limit-requests" not in told(gate.admit(a_key("k3", requests_per_minute=0)).headers)
+    assert limits().admit(a_key()).headers == []
+
+
+def test_rotated_keys_share_an_account():
+    """Two keys of which one replaced the other have one limit, not two."""
+    gate, old = limits(), a_key(requests_per_minute=1)
+    new = old.model_copy(update={"id": "k2", "account": "k1"})
+    gate.admit(old)
+
+    with pytest.raises(Overloaded):
+        gate.admit(new)
+
+
+def test_requests_without_a_model_count_as_requests_only():
+    """They need no budget and no tokens, but they are not free."""
+    gate, key = limits(), a_key(requests_per_minute=2, budget=Budget(tokens=1))
+    gate.admit(key, tokens=1).settle(1)
+    gate.count(key)
+
+    with pytest.raises(Overloaded):
+        gate.count(key)
+
+
+def test_idle_accounts_are_forgotten_once_they_have_told_everything():
+    """What Redis was not told yet is kept."""
+    gate, key = limits(), a_key()
+    gate.admit(key, tokens=1).release()
+    tick(gate, 10_000)
+    gate.forget_idle()
+    assert "k1" in gate.accounts
+
+    gate.accounts["k1"].begin_exchange()
+    gate.forget_idle()
+
+    assert gate.accounts == {}
+
+
+def test_admission_is_cheap():
+    """Admit, headers, settle and release under every limit there is; the best of five, as the machine may be busy."""
+    gate = limits()
+    key = a_key(
+        requests_per_minute=10**9,
+        tokens_per_minute=10**9,
+        concurrent_chats=1000,
+        budget=Budget(tokens=10**9),
+    )
+
+    def serve() -> None:
+        grant = gate.admit(key, tokens=100)
+        assert len(grant.headers) == 6
+        grant.settle(50)
+        grant.release()
+
+    best_s = min(timeit.repeat(serve, number=2000, repeat=5)) / 2000
+
+    assert best_s < 100e-6, "some 15 microseconds where nothing else runs"
