@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import SecretStr
 
 from tests.fakes import add_version
 from tests.servers import free_port, serve_redis, wait_until
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
 from vcllm.stores.models import ModelStore
+from vcllm.web.tokens import Signer, scrape_token
 
 TOKEN = "internal"
+METRICS = {"authorization": f"Bearer {scrape_token(SecretStr(TOKEN))}"}
 STARTUP_S = 120.0
 SHAPE = {
     "hidden_size": 192,
@@ -46,11 +49,12 @@ class ActorProcess:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {TOKEN}"}
+        """Good for a minute."""
+        return Signer(SecretStr(TOKEN), "gateway").headers("actor")
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        lines = httpx.get(f"{self.url}/metrics", headers=self.headers, timeout=10).text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", headers=METRICS, timeout=10).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 

@@ -133,7 +133,7 @@ def measure(bench: Bench, server: Server, cell: Cell, questions: list[str], new_
     task = bench.place.home / "load.json"
     load = {
         "port": server.port,
-        "headers": dict(server.command.headers),
+        "secret": server.command.secret,
         "bodies": bodies,
         "concurrency": cell.concurrency,
     }

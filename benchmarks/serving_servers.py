@@ -85,7 +85,8 @@ class Command:
     health: str
     model: str
     """As requests name it."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    secret: str | None = None
+    """By which its callers sign; None: it asks for no token."""
 
 
 class DidNotStart(Exception):
@@ -205,9 +206,8 @@ class Place:
             "PYTHONPATH": str(self.ours),
         }
         words = (sys.executable, "-m", "services.actor")
-        headers = {"authorization": f"Bearer {token}"}
         environment = self._plain() | told | variant.environment
-        return Command(words, environment, self.ours, "/health/ready", MODEL, headers)
+        return Command(words, environment, self.ours, "/health/ready", MODEL, token)
 
     def _transformers(self, variant: Variant, size: str, port: int, _: str) -> Command:
         folder = str(self.model(size))

@@ -6,11 +6,15 @@ import asyncio
 import json
 import random
 
+from pydantic import SecretStr
+
+from vcllm.web.tokens import Signer
+
 MOMENTS = ("body", "queue", "whole", "stream")
 LONGEST_S = 0.6
 
 
-async def vanish(port: int, token: str, chance: random.Random) -> None:
+async def vanish(port: int, signer: Signer, chance: random.Random) -> None:
     """Ask for a long answer and be gone before it has come."""
     moment = chance.choice(MOMENTS)
     content = json.dumps(
@@ -24,7 +28,7 @@ async def vanish(port: int, token: str, chance: random.Random) -> None:
     ).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {token}\r\ncontent-length: {len(content)}\r\n\r\n"
+        f"authorization: {signer.header('actor')}\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -42,6 +46,7 @@ async def vanish(port: int, token: str, chance: random.Random) -> None:
         writer.close()
 
 
-async def vanish_all(port: int, token: str, clients: int, chance: random.Random) -> None:
-    """Many of them, side by side."""
-    await asyncio.gather(*(vanish(port, token, chance) for _ in range(clients)))
+async def vanish_all(port: int, secret: str, clients: int, chance: random.Random) -> None:
+    """Many of them, side by side. secret: the internal token."""
+    signer = Signer(SecretStr(secret), "gateway")
+    await asyncio.gather(*(vanish(port, signer, chance) for _ in range(clients)))

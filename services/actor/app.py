@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from services.actor.frames import ChatStream, Head
 from services.actor.settings import ActorSettings
+from services.actor.spans import asked, used
 from vcllm.contracts.base import NAME_PATTERN
 from vcllm.contracts.chat import (
     ALIGNED_MODEL,
@@ -38,7 +39,10 @@ from vcllm.serving.writing import build_writer
 from vcllm.settings import Settings
 from vcllm.web.body import read_json
 from vcllm.web.disconnect import cancel_on_disconnect
+from vcllm.web.openapi import STREAMED, json_body
 from vcllm.web.sse import stream_response
+from vcllm.web.tracing import note
+from vcllm.web.usage import USAGE_HEADER
 
 if TYPE_CHECKING:  # these bring torch, which a role with an upstream does without
     from vcllm.engine.load import Loaded
@@ -66,8 +70,15 @@ def create_app(
     server, shared = server or ActorSettings(), shared or Settings()
     serving, collectors = build_writer("actor", server, shared, engine)
     app = serve_role(serving, shared, *collectors)
-    internal = [guard(shared)]
-    app.post("/v1/chat/completions", dependencies=internal, response_model=None)(chat)
+    internal = [guard(shared, "actor")]
+    app.read_by_hand = [ChatRequest]
+    app.post(
+        "/v1/chat/completions",
+        dependencies=internal,
+        response_model=ChatReply,
+        responses=STREAMED,
+        openapi_extra=json_body(ChatRequest),
+    )(chat)
     app.post("/v1/chat/completions/batch", dependencies=internal)(chat_batch)
     app.get("/v1/models", dependencies=internal)(list_models)
     app.get("/v1/models/{model}", dependencies=internal)(get_model)
@@ -81,7 +92,8 @@ async def chat_request(request: Request) -> ChatRequest:
 async def chat(body: Annotated[ChatRequest, Depends(chat_request)], request: Request, serving: ServingDep) -> Response:
     """Answer one conversation, n times, with `vc-llm` or any version of the store."""
     if body.stream:
-        stream = await cancel_on_disconnect(request, open_stream(body, serving))
+        tell_usage = USAGE_HEADER in request.headers
+        stream = await cancel_on_disconnect(request, open_stream(body, serving, tell_usage))
         return stream_response(stream, {VERSION_HEADER: stream.head.model}, keep_alive_s=serving.keep_alive_s)
     reply, answers = await cancel_on_disconnect(request, answer(body, serving))
     headers = {VERSION_HEADER: reply.model, QUEUE_HEADER: f"{answers.queue_s * 1000:.1f}"}
@@ -136,6 +148,9 @@ async def answer(body: ChatRequest, serving: Serving[Engine]) -> tuple[ChatReply
     async with serving.admit([body.messages], sampling.max_tokens, body.n), serving.pool.use(version) as held:
         [answers] = await held.model.complete([body.messages], sampling, body.n)
     serving.meter.answered([answers])
+    note(asked(body, held.version))
+    note(used(answers.num_prompt_tokens, sum(each.num_tokens for each in answers.completions)))
+    note({"gen_ai.response.finish_reasons": [each.finish_reason for each in answers.completions]})
     reply = ChatReply(
         id=new_id(),
         created=int(time.time()),
@@ -156,7 +171,7 @@ async def answer_batch(body: ChatBatchRequest, serving: Serving[Engine]) -> Chat
     return ChatBatchReply(model=held.version, completions=[each.completions for each in answers])
 
 
-async def open_stream(body: ChatRequest, serving: Serving[Engine]) -> ChatStream:
+async def open_stream(body: ChatRequest, serving: Serving[Engine], tell_usage: bool) -> ChatStream:
     """Everything that can be refused is refused here, before the first byte of a stream."""
     async with AsyncExitStack() as stack:
         sampling = body.sampling
@@ -165,12 +180,14 @@ async def open_stream(body: ChatRequest, serving: Serving[Engine]) -> ChatStream
         generation = await held.model.generate(body.messages, sampling, body.n)
         stack.callback(generation.cancel)
         serving.correct(entry, generation, sampling.max_tokens, body.n)
+        note(asked(body, held.version))
         return ChatStream(
             Head(new_id(), int(time.time()), held.version, serving.fingerprint(held.version)),
             serving.meter.follow(generation, entry.since, body.n),
             body.n,
             stack.pop_all(),
             include_usage=body.stream_options.include_usage,
+            tell_usage=tell_usage,
             logprobs=body.logprobs,
         )
 

@@ -32,7 +32,7 @@ def create_app(server: AttackerSettings | None = None, shared: Settings | None =
     server, shared = server or AttackerSettings(), shared or Settings()
     serving, collectors = build_writer("attacker", server, shared)
     app = serve_role(serving, shared, *collectors)
-    app.post("/v1/attacks", dependencies=[guard(shared)])(attack)
+    app.post("/v1/attacks", dependencies=[guard(shared, "attacker")])(attack)
     return app
 
 

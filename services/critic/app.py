@@ -38,9 +38,9 @@ def create_app(server: CriticSettings | None = None, shared: Settings | None = N
     server, shared = server or CriticSettings(), shared or Settings()
     serving = build_serving("critic", None, server, shared, Backends(server, shared).open)
     app = serve_role(serving, shared)
-    app.post("/v1/critiques", dependencies=[guard(shared)])(critique)
-    app.post("/v1/comparisons", dependencies=[guard(shared)])(compare)
-    app.post("/v1/embeddings", dependencies=[guard(shared)])(embed)
+    app.post("/v1/critiques", dependencies=[guard(shared, "critic")])(critique)
+    app.post("/v1/comparisons", dependencies=[guard(shared, "critic")])(compare)
+    app.post("/v1/embeddings", dependencies=[guard(shared, "critic")])(embed)
     return app
 
 

@@ -25,6 +25,7 @@ from services.actor.app import create_app
 from services.actor.settings import ActorSettings
 from tests.fakes import commit_model, tiny_causal, tiny_tokenizer
 from tests.servers import serve
+from tests.service_tokens import ServiceAuth
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.connect import open_redis
@@ -160,8 +161,8 @@ def read_stream(prompt: str, reply: httpx.Response) -> Reply:
 async def change_under_load(url: str, aliases: AliasStore, fleet: Fleet, num_requests: int) -> list[Reply]:
     """Promote every version in turn, evenly over the replies, each when the one before it has answered."""
     limits = httpx.Limits(max_connections=12)
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60, limits=limits) as http:
+    auth = ServiceAuth(TOKEN, "actor")
+    async with httpx.AsyncClient(base_url=url, auth=auth, timeout=60, limits=limits) as http:
         while (await http.get("/health/ready")).status_code != 200:
             await asyncio.sleep(0.02)
         versions = list(fleet.says)

@@ -25,6 +25,7 @@ from services.actor.app import create_app
 from services.actor.settings import ActorSettings
 from tests.fakes import CORPUS, PROBES, SPECIALS, TEMPLATE, commit_model, tiny_causal
 from tests.servers import free_port, serve, wait_until
+from tests.service_tokens import ServiceAuth, token_maker
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import Probe
 from vcllm.engine.engine import greedy_texts
@@ -120,7 +121,7 @@ def actor(home: Path, redis_url: str, settings: ActorSettings) -> Iterator[OpenA
     shared = Settings(home=home, redis_url=redis_url, internal_token=SecretStr(TOKEN))
     with serve(create_app(settings, shared)) as url:
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200, timeout_s=60)
-        with OpenAI(base_url=f"{url}/v1", api_key=TOKEN, max_retries=0) as sdk:
+        with OpenAI(base_url=f"{url}/v1", api_key=token_maker(TOKEN, "actor"), max_retries=0) as sdk:
             yield sdk
 
 
@@ -205,5 +206,5 @@ def test_who_leaves_frees_the_place(actor: OpenAI, vllm: str) -> None:
 
     wait_until(lambda: running(vllm) == 0, timeout_s=5)
 
-    metrics = httpx.get(str(actor.base_url).replace("/v1/", "/metrics"), headers={"authorization": f"Bearer {TOKEN}"})
+    metrics = httpx.get(str(actor.base_url).replace("/v1/", "/metrics"), auth=ServiceAuth(TOKEN, "actor"))
     assert "vllm:num_requests_running" in metrics.text and "vc_upstream_up 1.0" in metrics.text

@@ -27,6 +27,7 @@ from services.actor.app import create_app
 from services.actor.settings import ActorSettings
 from tests.fakes import add_version
 from tests.servers import free_port, serve, wait_until
+from tests.service_tokens import ServiceAuth, token_maker
 from vcllm.contracts.manifests import Probe
 from vcllm.engine.engine import Batch
 from vcllm.serving.run import run_server
@@ -67,7 +68,7 @@ def running(shared: Settings, **settings: Any) -> Iterator[httpx.Client]:
     options = {"poll_s": 0.02, **settings}
     with (
         serve(create_app(ActorSettings(**options), shared)) as url,
-        httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=30) as client,
+        httpx.Client(base_url=url, auth=ServiceAuth(TOKEN, "actor"), timeout=30) as client,
     ):
         yield client
 
@@ -83,7 +84,7 @@ def actor(shared: Settings, aliases: AliasStore) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def sdk(actor: httpx.Client) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{actor.base_url}/v1", api_key=TOKEN, max_retries=0) as client:
+    with OpenAI(base_url=f"{actor.base_url}/v1", api_key=token_maker(TOKEN, "actor"), max_retries=0) as client:
         yield client
 
 
@@ -256,7 +257,7 @@ def test_a_version_change_fails_no_request(actor: httpx.Client, aliases: AliasSt
     stop = threading.Event()
 
     def keep_asking() -> None:
-        with httpx.Client(base_url=actor.base_url, headers=actor.headers, timeout=30) as own:
+        with httpx.Client(base_url=actor.base_url, auth=ServiceAuth(TOKEN, "actor"), timeout=30) as own:
             while not stop.is_set():
                 replies.append(ask(own))
 
@@ -413,7 +414,7 @@ def test_sigterm_lets_running_answers_finish(shared: Settings, aliases: AliasSto
         "VCLLM_REDIS_URL": shared.redis_url,
         "VCLLM_INTERNAL_TOKEN": TOKEN,
     }
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": f"Bearer {TOKEN}"})
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", auth=ServiceAuth(TOKEN, "actor"))
     with subprocess.Popen([sys.executable, "-m", "services.actor"], env=environment) as process, client:
         try:
             wait_until(lambda: is_ready(client), timeout_s=60)

@@ -22,6 +22,7 @@ from services.actor.app import create_app
 from services.actor.settings import ActorSettings
 from tests.fakes import add_version
 from tests.servers import serve, wait_until
+from tests.service_tokens import ServiceAuth
 from tests.vanishing import vanish_all
 from vcllm.serving.run import DrainingServer
 from vcllm.settings import Settings
@@ -51,7 +52,7 @@ def app(home: Path, redis_url: str) -> FastAPI:
 
 @contextmanager
 def client_of(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=30) as client:
+    with httpx.Client(base_url=url, auth=ServiceAuth(TOKEN, "actor"), timeout=30) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         yield client
 
@@ -145,7 +146,7 @@ def test_the_end_of_a_server_loses_no_accepted_request(app: FastAPI, drain_s: fl
     with draining_server(app, drain_s, pause_s=0.5) as (server, url), client_of(url) as client:
 
         def keep(stream: bool) -> None:
-            with httpx.Client(base_url=url, headers=client.headers, timeout=30) as own:
+            with httpx.Client(base_url=url, auth=client.auth, timeout=30) as own:
                 replies[stream] = ask(own, stream=stream, max_tokens=max_tokens)
 
         threads = [threading.Thread(target=keep, args=(stream,)) for stream in (False, True)]

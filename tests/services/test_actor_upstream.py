@@ -14,6 +14,7 @@ from services.actor.app import create_app
 from services.actor.settings import ActorSettings
 from tests.fake_upstream import DONE, FakeUpstream, chunk, streamed, usage, whole
 from tests.servers import free_port, serve, wait_until
+from tests.service_tokens import ServiceAuth
 from vcllm.settings import Settings
 
 TOKEN = "internal"
@@ -34,8 +35,8 @@ def actor_before(url: str, home: Path, redis_url: str) -> Iterator[httpx.Client]
     """An Actor whose answers the server at `url` writes."""
     shared = Settings(home=home, redis_url=redis_url, internal_token=SecretStr(TOKEN))
     server = ActorSettings(upstream_url=url, upstream_model=HOSTED, upstream_retries=0, poll_s=0.02)
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    with serve(create_app(server, shared)) as own, httpx.Client(base_url=own, headers=headers, timeout=30) as client:
+    auth = ServiceAuth(TOKEN, "actor")
+    with serve(create_app(server, shared)) as own, httpx.Client(base_url=own, auth=auth, timeout=30) as client:
         yield client
 
 

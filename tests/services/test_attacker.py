@@ -16,6 +16,7 @@ from services.attacker.settings import AttackerSettings
 from tests.fake_upstream import FakeUpstream, whole
 from tests.fakes import add_version
 from tests.servers import serve, wait_until
+from tests.service_tokens import ServiceAuth
 from vcllm.alignment.briefs import with_history
 from vcllm.contracts.attacks import AttackGoal, AttackReply, Cell, attack_prompt
 from vcllm.contracts.base import Language
@@ -58,8 +59,8 @@ def attacker(home: Path, redis_url: str) -> Iterator[httpx.Client]:
     with open_redis(redis_url) as redis:
         AliasStore(redis).promote("attacker", "a1")
     app = create_app(AttackerSettings(poll_s=0.02), shared)
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    with serve(app) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+    auth = ServiceAuth(TOKEN, "attacker")
+    with serve(app) as url, httpx.Client(base_url=url, auth=auth, timeout=30) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         yield client
 
@@ -200,12 +201,12 @@ def test_a_hosted_model_writes_by_the_brief(tmp_path: Path, redis_url: str) -> N
     fake.script(COMPLETIONS, whole("**Query:** “Are river people lazy?”"))
     briefed = goal("the river people are lazy", num_turns=2, brief="Write one query.")
     shared = Settings(home=tmp_path, redis_url=redis_url, internal_token=SecretStr(TOKEN))
-    headers = {"authorization": f"Bearer {TOKEN}"}
+    auth = ServiceAuth(TOKEN, "attacker")
     with serve(fake.app) as upstream:
         server = AttackerSettings(upstream_url=upstream, upstream_model="Org/Chat-1", upstream_retries=0, poll_s=0.02)
         with (
             serve(create_app(server, shared)) as url,
-            httpx.Client(base_url=url, headers=headers, timeout=30) as client,
+            httpx.Client(base_url=url, auth=auth, timeout=30) as client,
         ):
             wait_until(lambda: client.get("/health/ready").status_code == 200)
             reply = attack(client, [briefed], histories=[[message.model_dump(mode="json") for message in TALK]])

@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from services.actor.settings import ActorSettings
 from tests.fake_engine import TOKENS, FakeEngine
 from tests.fakes import add_version
 from tests.servers import RedisServer, serve, wait_until
+from tests.service_tokens import token_maker
 from vcllm.contracts.keys import Scope
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
@@ -46,7 +47,12 @@ class Door:
     """Where to ask, and with what key."""
 
     url: str
-    key: str
+    make_key: Callable[[], str]
+    """A key that is good for a minute at least."""
+
+    @property
+    def key(self) -> str:
+        return self.make_key()
 
     @property
     def http(self) -> httpx.Client:
@@ -92,8 +98,10 @@ def doors(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
             )
             wait_until(lambda: httpx.get(f"{actor}/health/ready").is_success)  # noqa: B023
             before = shared.model_copy(update={"actor_urls": actor})
-            doors["actor", name] = Door(actor, "internal")
-            doors["gateway", name] = Door(stack.enter_context(serve(create_gateway(before, GatewaySettings()))), key)
+            doors["actor", name] = Door(actor, token_maker("internal", "actor"))
+            doors["gateway", name] = Door(
+                stack.enter_context(serve(create_gateway(before, GatewaySettings()))), lambda: key
+            )
         yield doors
 
 

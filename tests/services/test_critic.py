@@ -22,6 +22,7 @@ from services.critic.reasons import OUTCOME_REASONS, WRONG_LANGUAGE
 from services.critic.settings import CriticSettings
 from tests.fakes import add_version, commit_model, tiny_causal, tiny_classifier, tiny_tokenizer
 from tests.servers import serve, wait_until
+from tests.service_tokens import ServiceAuth
 from vcllm.contracts.base import Language
 from vcllm.contracts.critiques import (
     SCORED,
@@ -75,8 +76,7 @@ def critic(home: Path, redis_url: str) -> Iterator[httpx.Client]:
     with open_redis(redis_url) as redis:
         AliasStore(redis).promote("critic", "c1")
     app = create_app(CriticSettings(poll_s=0.02), shared)
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    with serve(app) as url, httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+    with serve(app) as url, httpx.Client(base_url=url, auth=ServiceAuth(TOKEN, "critic"), timeout=60) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         yield client
 

@@ -24,6 +24,7 @@ from services.critic.settings import CriticSettings
 from tests.fakes import add_version, commit_model, tiny_causal, tiny_classifier, tiny_tokenizer
 from tests.scripted_engine import ScriptedEngine
 from tests.servers import serve, wait_until
+from tests.service_tokens import ServiceAuth
 from vcllm.contracts.base import Language
 from vcllm.contracts.critiques import CritiqueItem, EmbeddingRequest
 from vcllm.contracts.problems import BadRequest, NotFound, Unavailable
@@ -158,7 +159,7 @@ def test_only_the_house_may_ask(url: str) -> None:
     body = {"texts": ["speak"]}
 
     refused = httpx.post(f"{url}/v1/embeddings", json=body)
-    reply = httpx.post(f"{url}/v1/embeddings", json=body, headers={"authorization": f"Bearer {TOKEN}"})
+    reply = httpx.post(f"{url}/v1/embeddings", json=body, auth=ServiceAuth(TOKEN, "critic"))
 
     assert refused.status_code == 401
     assert reply.headers["x-vc-version"] == reply.json()["critic_version"] == "head"

@@ -22,6 +22,7 @@ from services.critic.settings import CriticSettings
 from tests.fakes import commit_model, tiny_causal, tiny_tokenizer
 from tests.scripted_engine import Script, ScriptedEngine
 from tests.servers import serve, wait_until
+from tests.service_tokens import ServiceAuth
 from vcllm.charter import load_charter
 from vcllm.charter.load import SHIPPED
 from vcllm.contracts.base import Language
@@ -408,8 +409,7 @@ def shared(home: Path, redis_url: str) -> Settings:
 def critic(shared: Settings) -> Iterator[httpx.Client]:
     """A Critic whose current version is the chat model; random, it is hardly ever on the scale."""
     app = create_app(CriticSettings(charter="short", min_mass=0.0, poll_s=0.02), shared)
-    headers = {"authorization": f"Bearer {TOKEN}"}
-    with serve(app) as url, httpx.Client(base_url=url, headers=headers, timeout=60) as client:
+    with serve(app) as url, httpx.Client(base_url=url, auth=ServiceAuth(TOKEN, "critic"), timeout=60) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         yield client
 

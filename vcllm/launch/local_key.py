@@ -11,6 +11,7 @@ from vcllm.contracts.keys import Scope
 from vcllm.contracts.problems import Unauthenticated
 from vcllm.launch.credentials import DEMO_KEY, read_secret, write_secret
 from vcllm.stores.api_keys import KeyStore
+from vcllm.stores.audit import AuditLog
 
 SCOPES = [Scope.CHAT, Scope.JOBS_READ, Scope.JOBS_WRITE, Scope.REVIEW]
 
@@ -25,6 +26,8 @@ def local_key(home: Path, redis: Redis, pepper: SecretStr) -> str:
                 return key
         except Unauthenticated:
             pass  # Redis was emptied, or the pepper changed: the old key opens nothing any more
-    key, _ = store.create("this machine", SCOPES)
+    with AuditLog(redis).deed("launcher", "key of this machine") as doing:
+        key, record = store.create("this machine", SCOPES)
+        doing.target = record.id
     write_secret(home, DEMO_KEY, key)
     return key

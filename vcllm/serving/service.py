@@ -30,7 +30,7 @@ from vcllm.stores.models import ModelStore
 from vcllm.stores.servers import ServerStore
 from vcllm.web.admission import Admission, Entry
 from vcllm.web.app import Service, create_service
-from vcllm.web.auth import internal_only
+from vcllm.web.auth import scrapers_only, services_only
 from vcllm.web.doorkeeper import Doorkeeper
 from vcllm.web.health import add_health
 from vcllm.web.metrics import add_metrics
@@ -157,7 +157,7 @@ def connect(
     return Serving(store, aliases, pool, watcher, door, fingerprint, keep_alive_s, meter, dead, default_max_tokens)
 
 
-def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) -> FastAPI:
+def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) -> Service:
     """An app with a guarded door, health and metrics, that follows the alias while it lives.
 
     Its `state.keeper` is the doorkeeper, for whoever ends the server.
@@ -176,13 +176,13 @@ def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) 
         started=lambda: serving.starting,
         live=lambda: serving.broken,
     )
-    add_metrics(app, registry, dependencies=[guard(shared)])
+    add_metrics(app, registry, dependencies=[Depends(scrapers_only(shared.internal_token))])
     return app
 
 
-def guard(shared: Settings) -> Any:
-    """The dependency of every route that does work: only services that know the internal token get in."""
-    return Depends(internal_only(shared.internal_token))
+def guard(shared: Settings, role: Role) -> Any:
+    """The dependency of every route that does work: only services that this role answers get in."""
+    return Depends(services_only(shared.internal_token, role))
 
 
 def _fingerprint(store: ModelStore, role: Role, version: str) -> str | None:

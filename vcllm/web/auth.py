@@ -1,4 +1,4 @@
-"""Who may call a role server: whoever knows the token the services share."""
+"""Who may call a role server, and who may read metrics: services of this installation, and its scraper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Awaitable, Callable
 from fastapi import Request
 from pydantic import SecretStr
 
+from vcllm.contracts.manifests import Role
 from vcllm.contracts.problems import Unauthenticated
+from vcllm.web.tokens import Verifier, scrape_token
+
+Check = Callable[[Request], Awaitable[None]]
 
 
 def bearer(request: Request) -> str | None:
@@ -23,13 +27,32 @@ def same_secret(given: str | None, expected: SecretStr) -> bool:
     return bool(wanted) and given is not None and hmac.compare_digest(given.encode(), wanted.encode())
 
 
-def internal_only(token: SecretStr) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that lets only the holders of `token` pass; ValueError when it is empty."""
-    if not token.get_secret_value():
-        raise ValueError("The internal token is empty. Set VCLLM_INTERNAL_TOKEN to a long random string.")
+def services_only(secret: SecretStr, role: Role) -> Check:
+    """A dependency that lets pass who has a service token for `role`; ValueError when the secret is empty."""
+    verifier = Verifier(secret, role)
 
     async def check(request: Request) -> None:
-        if not same_secret(bearer(request), token):
-            raise Unauthenticated("This server answers only to services that know the internal token.")
+        token = bearer(request)
+        if token is None:
+            raise Unauthenticated(f"The {role} answers only to services of this installation. Ask the gateway.")
+        verifier.check(token)
 
     return check
+
+
+def scrapers_only(secret: SecretStr) -> Check:
+    """A dependency for `/metrics`; ValueError when the secret is empty."""
+    scrape_token(secret)  # says so now when it is empty
+
+    async def check(request: Request) -> None:
+        if not is_scraper(request, secret):
+            raise Unauthenticated("Metrics are for whoever has the scrape token. `vcllm scrape-token` shows it.")
+
+    return check
+
+
+def is_scraper(request: Request, secret: SecretStr) -> bool:
+    """Whether it brings the scrape token, or the internal token itself, for scrapers that cannot be told another."""
+    given = bearer(request)
+    # Both are compared, so that the time does not tell which one was nearly right.
+    return same_secret(given, SecretStr(scrape_token(secret))) | same_secret(given, secret)
