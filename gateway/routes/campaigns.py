@@ -10,8 +10,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from gateway.auth import JobReader, JobWriter
+from gateway.once import IdempotencyKey, once
 from gateway.routes import jobs
-from gateway.routes.jobs import IdempotencyKey, JobPlan
+from gateway.routes.jobs import JobPlan
 from gateway.state import GatewayState, State
 from vcllm.charter import CharterError, load_charter
 from vcllm.charter.load import charter_folder
@@ -23,7 +24,6 @@ from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.problems import BadRequest, Conflict, NotFound
 from vcllm.contracts.recipes import Recipe
 from vcllm.recipes import lineage_name, load_recipe, stage_names, used_part
-from vcllm.stores import connect
 from vcllm.stores.campaigns import CampaignHead, CampaignStore, stage_of
 from vcllm.stores.gates import GateRecords
 from vcllm.stores.jobs import HELD
@@ -41,7 +41,12 @@ class CampaignPlan(JobPlan):
     lineage: Name
 
 
-@router.post("", status_code=201, response_model=Campaign | CampaignPlan)
+@router.post(
+    "",
+    status_code=201,
+    response_model=Campaign | CampaignPlan,
+    responses={200: {"model": Campaign | CampaignPlan, "description": jobs.NOTHING_NEW}},
+)
 def create_campaign(
     body: CampaignCreate,
     key: JobWriter,
@@ -51,21 +56,25 @@ def create_campaign(
 ) -> Campaign | CampaignPlan:
     """Check, store, queue. The same Idempotency-Key with the same request gives back the first campaign.
 
-    The lineage's name is settled here and goes into the job, so that the campaign has it from the start.
+    422 for the key with another request, 409 while the first one is being worked on. The lineage's name is settled here
+    and goes into the job, so that the campaign has it from the start.
     """
     recipe = load_recipe(state.settings.recipes, body.recipe)
     seed = recipe.seed if body.seed is None else body.seed
     lineage = body.lineage or lineage_name(recipe, seed, _charter_hash(state, recipe))
-    _refuse_busy(state, lineage, key.id, idempotency_key)
     if body.validate_only:
+        _refuse_busy(state, lineage)
         response.status_code = 200
         return CampaignPlan(recipe=body.recipe, lineage=lineage, stages=stage_names(recipe))
     request = JobRequest(recipe=body.recipe, lineage=lineage, seed=seed)
-    record, new = state.jobs.create(request, queue="rollouts", owner=key.id, idempotency=idempotency_key)
-    if new or CampaignStore(state.redis).get(lineage) is None:
-        CampaignStore(state.redis).begin(lineage, record.id, recipe.name, seed)
-    jobs.start_job(state, record, new, response)
-    return get_campaign(lineage, key, state)
+    with once(state, key.id, idempotency_key, "campaigns", body) as claim:
+        if not claim.is_done and not state.jobs.has(claim.job):
+            _refuse_busy(state, lineage)
+        record, new = jobs.store_job(state, claim, request, queue="rollouts")
+        if not claim.is_done:
+            CampaignStore(state.redis).begin(lineage, record.id, recipe.name, seed)
+        jobs.start_job(state, claim, record, new, response)
+    return get_campaign(record.request["lineage"], key, state)
 
 
 @router.get("")
@@ -173,15 +182,13 @@ def _charter_hash(state: GatewayState, recipe: Recipe) -> str:
     return used_part(recipe, whole).hash
 
 
-def _refuse_busy(state: GatewayState, lineage: str, owner: str, key: str | None) -> None:
-    """Two jobs cannot play the rounds of one lineage; the request that made the first of them may come again."""
+def _refuse_busy(state: GatewayState, lineage: str) -> None:
+    """Two jobs cannot play the rounds of one lineage."""
     head = CampaignStore(state.redis).get(lineage)
     if head is None or (record := state.jobs.get(head.job)).state in FINISHED:
         return
-    # Looked up last: the key is there before the campaign is, so a twin of its request cannot slip in between.
-    if key is None or not state.redis.exists(connect.idempotency_key(owner, key)):
-        raise Conflict(
-            f"Campaign '{lineage}' is {record.state} already, played by {head.job}. Watch it, abort it first, or name "
-            "another `lineage` or `seed`.",
-            code="campaign_busy",
-        )
+    raise Conflict(
+        f"Campaign '{lineage}' is {record.state} already, played by {head.job}. Watch it, abort it first, or name "
+        "another `lineage` or `seed`.",
+        code="campaign_busy",
+    )

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from pydantic import Field
 
 from gateway.auth import JobReader, JobWriter
+from gateway.once import IdempotencyKey, once
 from gateway.state import GatewayState, State
 from vcllm.contracts.base import Contract, Name
-from vcllm.contracts.jobs import FINISHED, Event, JobCreate, JobRecord, JobRequest, JobState
+from vcllm.contracts.fine_tuning import FineTune
+from vcllm.contracts.jobs import FINISHED, Event, Gap, JobCreate, JobRecord, JobRequest, JobState, Queue
 from vcllm.contracts.problems import BadRequest, Conflict, NotFound, Unavailable
 from vcllm.recipes import load_recipe, stage_names
 from vcllm.stores.connect import pairs_key
+from vcllm.stores.idempotency import Claim
 from vcllm.stores.ledger import check_ledger
 from vcllm.stores.pairs import PairStream
+from vcllm.web.openapi import STREAMED
 from vcllm.web.sse import frame, stream_response
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,9 @@ POLL_S = 0.25
 """How often a followed job is looked at."""
 LAST_EVENT_GRACE_S = 10.0
 """How long a follower waits for the last event of a job that has finished."""
+NOTHING_NEW = "Asked for before, or `validate_only`."
+"""Why a request that makes a job is answered with 200."""
+NOTHING_MORE: dict[int | str, dict[str, Any]] = {204: {"description": "It has finished, and all of it was read."}}
 
 
 class JobPlan(Contract):
@@ -52,6 +59,8 @@ class EventList(Contract):
 
     data: list[Event]
     after: str | None = Field(default=None, description="Ask with this for newer events.")
+    gap: Gap | None = None
+    """Events between the point that was asked for and the first one here are gone; None: none is missing."""
 
 
 class PairCounts(Contract):
@@ -68,12 +77,12 @@ class PairCounts(Contract):
     )
 
 
-IdempotencyKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
-]
-
-
-@router.post("/jobs", status_code=201, response_model=JobRecord | JobPlan)
+@router.post(
+    "/jobs",
+    status_code=201,
+    response_model=JobRecord | JobPlan,
+    responses={200: {"model": JobRecord | JobPlan, "description": NOTHING_NEW}},
+)
 def create_job(
     body: JobCreate,
     key: JobWriter,
@@ -81,7 +90,10 @@ def create_job(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobRecord | JobPlan:
-    """Check, store, queue. The same Idempotency-Key with the same request gives back the first job."""
+    """Check, store, queue. The same Idempotency-Key with the same request gives back the first job.
+
+    422 for the key with another request, 409 while the first one is being worked on.
+    """
     recipe = load_recipe(state.settings.recipes, body.recipe)
     stages = stage_names(recipe)
     if body.stage is not None and body.stage not in stages:
@@ -93,8 +105,9 @@ def create_job(
         response.status_code = 200
         return JobPlan(recipe=body.recipe, stages=[body.stage] if body.stage else stages)
     request = JobRequest(**body.model_dump(exclude={"validate_only"}))
-    record, new = state.jobs.create(request, queue="rollouts", owner=key.id, idempotency=idempotency_key)
-    return start_job(state, record, new, response)
+    with once(state, key.id, idempotency_key, "jobs", request) as claim:
+        record, new = store_job(state, claim, request, queue="rollouts")
+        return start_job(state, claim, record, new, response)
 
 
 @router.get("/jobs")
@@ -143,10 +156,10 @@ def resume_job(job_id: str, key: JobWriter, state: State) -> JobRecord:
     _refuse_stage(record)
     if record.state not in (JobState.FAILED, JobState.PAUSED):
         raise Conflict(f"Job '{job_id}' is {record.state}; only failed and paused jobs can be resumed.")
-    return _send(state, _queue_again(state, record))
+    return queue_job(state, _queue_again(state, record))
 
 
-@router.get("/jobs/{job_id}/events", response_model=EventList)
+@router.get("/jobs/{job_id}/events", response_model=EventList, responses=STREAMED | NOTHING_MORE)
 async def job_events(
     job_id: str,
     request: Request,
@@ -156,12 +169,16 @@ async def job_events(
     stream: bool = False,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> EventList | Response:
-    """What happened after an event, as a list; or live, as server-sent events, to the end of the job."""
+    """What happened after an event, as a list; or live, as server-sent events, to the end of the job.
+
+    Complete and in order; where older events are no longer kept, `gap` says so, or an event of that type.
+    """
     start = last_event_id or after or "0"
     record = await to_thread.run_sync(state.jobs.get, job_id)
-    events = await to_thread.run_sync(state.events.read, job_id, start)
+    replay = await to_thread.run_sync(state.events.replay, job_id, start)
+    events = replay.events
     if not stream and "text/event-stream" not in request.headers.get("accept", ""):
-        return EventList(data=events, after=events[-1].id if events else None)
+        return EventList(data=events, after=events[-1].id if events else None, gap=replay.gap)
     if last_event_id is not None and record.state in FINISHED and not events:
         return Response(status_code=204)  # tells an EventSource not to come back
     frames = _follow(request.app, state, job_id, start)
@@ -177,13 +194,27 @@ def pair_counts(lineage: Name, key: JobReader, state: State) -> PairCounts:
     return PairCounts(lineage=lineage, waiting=check.waiting, used=check.used, dead=check.dead, faults=check.faults)
 
 
-def start_job(state: GatewayState, record: JobRecord, new: bool, response: Response) -> JobRecord:
-    """Queue what `JobStore.create` gave; a job that was asked for before is left alone, and the status is 200."""
+def store_job(
+    state: GatewayState, claim: Claim, request: JobRequest | FineTune, queue: Queue
+) -> tuple[JobRecord, bool]:
+    """The claimed job, and whether it is new."""
+    if claim.is_done:
+        return state.jobs.get(claim.job), False
+    return state.jobs.create(request, queue=queue, job_id=claim.job)
+
+
+def start_job(state: GatewayState, claim: Claim, record: JobRecord, new: bool, response: Response) -> JobRecord:
+    """Queue what `store_job` gave; a job that was asked for before is left alone, and the status is 200.
+
+    One that never reached the queue, or of which nobody can say, is queued again: a worker takes a job once only.
+    """
     if new:
-        return _send(state, record)
+        return queue_job(state, record)
     response.status_code = 200
-    if record.state is JobState.FAILED and record.attempt == 0:  # it never reached the queue: try that again
-        return _send(state, _queue_again(state, record))
+    if record.state is JobState.FAILED and record.attempt == 0:
+        return queue_job(state, _queue_again(state, record))
+    if record.state is JobState.QUEUED and not claim.is_done:  # whoever stored it died before it could send
+        return queue_job(state, record)
     return record
 
 
@@ -196,8 +227,11 @@ async def _follow(app: FastAPI, state: GatewayState, job_id: str, after: str) ->
     final_seen, finished_since = False, None
     while not app.state.draining:
         record = await to_thread.run_sync(state.jobs.get, job_id)
-        events = await to_thread.run_sync(state.events.read, job_id, after)
-        if events:
+        replay = await to_thread.run_sync(state.events.replay, job_id, after)
+        if replay.gap is not None:
+            after = replay.gap.until
+            yield frame(replay.gap, event="gap", id=after)
+        if events := replay.events:
             after = events[-1].id
             states = [event.data.get("state") for event in events if event.type == "state"]
             final_seen = states[-1] in FINISHED if states else final_seen
@@ -212,15 +246,15 @@ async def _follow(app: FastAPI, state: GatewayState, job_id: str, after: str) ->
 
 def _refuse_stage(record: JobRecord) -> None:
     """A pipeline pauses and resumes its stages; one of them alone would leave it waiting."""
-    if record.kind != "pipeline":
+    if record.kind == "stage":
         raise Conflict(f"Job '{record.id}' is one stage of '{record.parent}'. Pause or resume that job instead.")
 
 
 def _queue_again(state: GatewayState, record: JobRecord) -> JobRecord:
-    return state.jobs.move(record.id, JobState.QUEUED, error=None, finished=None, attempt=0)
+    return state.jobs.move(record.id, JobState.QUEUED, error=None, error_code=None, finished=None, attempt=0)
 
 
-def _send(state: GatewayState, record: JobRecord) -> JobRecord:
+def queue_job(state: GatewayState, record: JobRecord) -> JobRecord:
     """Queue a stored job; one that cannot be queued is failed, so that nothing waits for ever."""
     state.note_state(record)
     try:

@@ -75,7 +75,7 @@ def roll_back(body: Rollback, key: Promoter, state: State) -> RolledBack:
     previous = before.get("previous")
     if previous is not None and not state.models.has(body.role, previous):
         raise Conflict(f"The previous {body.role} version '{previous}' is no longer in the model store.")
-    current = state.aliases.roll_back(body.role)
+    current = state.aliases.roll_back(body.role, key.id)
     return RolledBack(role=body.role, current=current, previous=before.get("current", ""))
 
 

@@ -27,32 +27,37 @@ from vcllm.contracts.pairs import Pair
 from vcllm.contracts.problems import BadRequest
 from vcllm.contracts.recipes import PreferenceStage, StageOrder
 from vcllm.contracts.runs import CHECKPOINTS, DATASET, OUT, RESULT, TOKEN_VARIABLE
+from vcllm.contracts.traces import trace_of
 from vcllm.data.shapes import other_charter, preference_row
 from vcllm.settings import Settings
 from vcllm.stores.models import ModelStore, hash_files, sha256_file, write_atomic
 from vcllm.stores.pairs import PairStream
+from vcllm.web.tracing import note, span
 
 CLAIMED = "claimed.json"
 
 
 def run_stage(
-    record: JobRecord, hold: Hold, redis: Redis, settings: Settings, trainer: TrainerSettings
+    record: JobRecord, order: StageOrder, hold: Hold, redis: Redis, settings: Settings, trainer: TrainerSettings
 ) -> dict[str, Any]:
-    """Train and commit the version that the record orders; a version already committed is only acknowledged."""
-    order = StageOrder.model_validate(record.request)
+    """Train and commit the version that is ordered; a version already committed is only acknowledged."""
+    note({"vc.lineage": order.lineage, "vc.version": order.version, "vc.role": order.role})
     store, stream = ModelStore(settings.models), PairStream(redis, order.lineage)
     folder = settings.jobs / order.role / order.version
     # 1  freeze what it is trained on
     hold.confirm()
-    claimed = prepare(order, folder, stream, Datasets(settings.home / "datasets"))
+    with span("freeze"):
+        claimed = prepare(order, folder, stream, Datasets(settings.home / "datasets"))
     # 2  train
     if not store.has(order.role, order.version):
         # By its token the run knows whether the folder is still its own.
         around = {**environment(order), TOKEN_VARIABLE: str(record.token)}
         run = Run(folder, command(order, folder, settings), around, trainer.grace_s)
-        supervise(run, hold, Relay(record, order, redis, settings.lease_s))
+        with span(f"train {order.stage.stage}"):
+            supervise(run, hold, Relay(record, order, redis, settings.lease_s))
         # 3  commit, only as the newest holder
-        commit(folder, order, store, record, claimed, hold.confirm)
+        with span("commit"):
+            commit(folder, order, store, record, claimed, hold.confirm)
     # 4  the manifest is safe: the pairs are used, whatever is asked meanwhile
     hold.check()
     stream.acknowledge(claimed, order.version)
@@ -125,6 +130,7 @@ def commit(
         probes=result["probes"],
         token=record.token,
         job=record.id,
+        trace=None if record.traceparent is None else trace_of(record.traceparent),
         created=time.time(),
     )
     target = store.path(order.role, order.version)

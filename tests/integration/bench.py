@@ -107,7 +107,7 @@ class Bench:
             "VCLLM_LEASE_S": self.settings.lease_s,
             "OMP_NUM_THREADS": 1,
             "TOKENIZERS_PARALLELISM": "false",
-            **{f"TRAINER_{name.upper()}": value for name, value in mine.items()},
+            **{f"TRAINER_{name.upper()}": value for name, value in mine.items() if value is not None},
         }
         # A training run imports torch and transformers: with compiled code left nowhere, twice as slowly.
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.fake_actor import FakeActor
-from tests.servers import RedisServer
-from tests.services.test_gateway import Gateway, add_version, error_of, gateway_on
+from tests.gateway_world import Gateway, add_version, error_of
 from tests.unit.test_stores_pairs import pair
 from vcllm.contracts.keys import Scope
 from vcllm.contracts.manifests import GateCheck, GateVerdict
@@ -19,12 +15,6 @@ from vcllm.stores.pairs import PairStream
 
 OPEN = GateCheck(name="attack_success", passed=True, value=0.12, limit=0.1, detail="a change of +0.020", open=True)
 HELD = GateVerdict(passed=False, checks=[OPEN], decision="hold")
-
-
-@pytest.fixture(scope="module")
-def running(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway_on(redis_server.url, tmp_path_factory.mktemp("home"), FakeActor()) as running:
-        yield running
 
 
 @pytest.fixture

@@ -69,7 +69,8 @@ def test_json_carries_the_same_findings(tmp_path: Path):
     assert result.exit_code == 1
     assert told["ok"] is False
     assert told["too_long"] == "more than 5 characters"
-    assert told["sets"][0]["faults"] == [{"where": "line 2", "pointer": "/text", "reason": "must be text, is 3"}]
+    fault = {"where": "line 2", "pointer": "/text", "reason": "must be text, is 3", "code": "invalid_value"}
+    assert told["sets"][0]["faults"] == [fault]
     assert told["sets"][0]["too_long"] == 1
     assert told["sets"][0]["first_rows"] == [CHAT]
 

@@ -15,7 +15,8 @@ from vcllm.contracts.problems import BadRequest
 from vcllm.data.contamination import Contamination
 from vcllm.data.intake import Checks, Intake, refusals, refuse_unusable
 from vcllm.data.jsonl import Found, read_jsonl
-from vcllm.data.lengths import characters, estimated_tokens, tokens
+from vcllm.data.lengths import characters, estimated_tokens
+from vcllm.data.tokenizing import tokens
 
 QUESTION = "Is it fair that only the rich may vote in Rosemont?"
 

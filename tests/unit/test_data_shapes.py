@@ -242,3 +242,51 @@ def test_a_weight_that_would_have_no_effect_is_refused():
 def test_keys_that_mean_nothing_here_are_named():
     """A column that is not used may be a column that was misspelt."""
     assert normalise({**CHAT, "source": "web", "wieght": 2}).ignored == {"source", "wieght"}
+
+
+OPENAI = {"input": {"messages": [USER]}, "preferred_output": [ASSISTANT], "non_preferred_output": [OTHER]}
+
+
+def test_the_preferences_of_the_openai_api_are_taken():
+    """With the tools it sends unasked, empty; a weight of ours may stand beside."""
+    sent = {**OPENAI, "input": {"messages": [SYSTEM, USER], "tools": [], "parallel_tool_calls": True}, "weight": 2}
+
+    assert normalise(OPENAI, "preference").row == PREFERENCE
+    assert normalise(sent, "preference").row == {**PREFERENCE, "prompt": [SYSTEM, USER], "weight": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "faults"),
+    [
+        ({"input": None}, [("/input", "must be an object with messages, is missing")]),
+        ({"input": {"messages": [ASSISTANT]}}, [("/input/messages", "must be turns that end with the user's")]),
+        (
+            {"input": {"messages": [USER], "tools": [{"type": "function"}]}},
+            [("/input/tools", "tools cannot be trained on: leave such rows out")],
+        ),
+        ({"preferred_output": [USER]}, [("/preferred_output", "must be a list of one assistant turn")]),
+        ({"preferred_output": []}, [("/preferred_output", "must be a list of one assistant turn")]),
+        ({"non_preferred_output": None}, [("/non_preferred_output", "must be a list of turns, is missing")]),
+        (
+            {"non_preferred_output": [ASSISTANT]},
+            [("/non_preferred_output", "is the same as 'preferred_output': a tie teaches nothing")],
+        ),
+        (
+            {"input": {"messages": "x"}, "preferred_output": "y"},
+            [
+                ("/input/messages", "must be a list of turns, is 'x'"),
+                ("/preferred_output", "must be a list of turns, is 'y'"),
+            ],
+        ),
+    ],
+)
+def test_all_faults_of_an_openai_preference_are_told(changes: dict[str, Any], faults: list[tuple[str, str]]):
+    """Each once, where it is."""
+    assert normalise({**OPENAI, **changes}, "preference").faults == faults
+
+
+def test_a_turn_that_is_not_to_be_learned_is_not_learned_silently():
+    """The OpenAI API lets a turn weigh 0; here every assistant turn is learned, so such a row is refused."""
+    weighed = {"messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}]}
+
+    assert [pointer for pointer, _ in normalise(weighed, "sft").faults] == ["/messages/1/weight"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import SecretStr
@@ -154,3 +156,112 @@ def test_what_is_no_event_id_is_refused(events: EventLog, after: str):
     """Before it reaches Redis."""
     with pytest.raises(BadRequest):
         events.read("job-1", after)
+
+
+def test_replay_from_any_id_is_complete_and_in_order(events: EventLog):
+    """Thousands of events, read from random places while more are appended; every reader sees all that follow."""
+    chance = random.Random(7)
+    ids = [events.append("job-1", "progress", step=number) for number in range(3000)]
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [events.append("job-1", "progress", step=n) for n in range(3000, 4000)])
+        starts = [chance.randrange(len(ids)) for _ in range(12)]
+        seen = {start: steps_after(events, ids[start], last=3999) for start in starts}
+        writing.result()
+
+    assert all(steps == list(range(start + 1, 4000)) for start, steps in seen.items())
+
+
+def steps_after(events: EventLog, after: str, last: int) -> list[int]:
+    """Steps of all events after an id, page by page, until the last one was seen."""
+    steps: list[int] = []
+    while not steps or steps[-1] < last:
+        replay = events.replay("job-1", after, limit=333)
+        assert replay.gap is None
+        steps += [event.data["step"] for event in replay.events]
+        after = replay.events[-1].id if replay.events else after
+    return steps
+
+
+def test_a_gap_is_told_to_those_who_miss_something_and_to_nobody_else(client: Redis):
+    """Of 1,000 events the newest are kept; the dividing line is exactly the newest one that is gone."""
+    events = EventLog(client, kept=100, dropped_at_once=30)
+    ids = [events.append("job-1", "progress", step=number) for number in range(1000)]
+
+    kept = events.replay("job-1", limit=1000)
+    assert kept.gap is not None
+    first = kept.gap.num_gone
+
+    assert 100 <= len(kept.events) < 130
+    assert [event.id for event in kept.events] == ids[first:]
+    assert kept.gap.until == ids[first - 1]
+    for place in (0, first - 2, first - 1, first, 999):
+        replay = events.replay("job-1", ids[place], limit=1000)
+        assert (replay.gap is not None) == (place < first - 1)
+        assert [event.data["step"] for event in replay.events] == list(range(max(place + 1, first), 1000))
+
+
+def test_a_reader_who_is_overtaken_is_told(client: Redis):
+    """Events are dropped while it reads: its pages and the gaps it was told of account for all of them."""
+    events, after, seen = EventLog(client, kept=50, dropped_at_once=10), "0", 0
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [events.append("job-1", "progress", step=n) for n in range(600)])
+        expected = 0
+        while not writing.done() or expected < 600:
+            replay = events.replay("job-1", after, limit=7)
+            if replay.gap is not None:
+                assert replay.gap.num_gone > expected
+                expected = replay.gap.num_gone
+            for event in replay.events:
+                assert event.data["step"] == expected
+                expected, after, seen = expected + 1, event.id, seen + 1
+
+    assert 0 < seen <= 600
+
+
+def test_newest_events_are_paged_backwards(events: EventLog):
+    """Each page goes on before the last id of the page before."""
+    ids = [events.append("job-1", "log", text=str(number)) for number in range(7)]
+
+    seen, before = [], None
+    while page := events.newest("job-1", before, limit=3):
+        seen += [event.id for event in page]
+        before = seen[-1]
+
+    assert seen == ids[::-1]
+
+
+@pytest.mark.parametrize("place", ["0", "0-0", f"{2**64 - 1}-{2**64 - 1}"])
+def test_both_ends_of_all_ids_are_places(events: EventLog, place: str):
+    """Before the first and after the last there is nothing, and no error of Redis either."""
+    events.append("job-1", "log", text="a")
+
+    assert len(events.replay("job-1", place).events) == (place[0] == "0")
+    assert len(events.newest("job-1", place)) == (place[0] != "0")
+
+
+def test_every_move_of_current_is_kept_with_who_and_why(aliases: AliasStore):
+    """Newest first; what moves nothing, and other aliases, leave no entry."""
+    aliases.promote("actor", "v1")
+    aliases.promote("actor", "v2", "key-1", "better 更好")
+    aliases.promote("actor", "v2", "key-2")
+    aliases.set("actor", "candidate", "v3")
+    aliases.roll_back("actor", "key-3")
+
+    told = [(move.version, move.before, move.by, move.note) for move in aliases.history("actor")]
+    assert told == [
+        ("v1", "v2", "key-3", "rolled back"),
+        ("v2", "v1", "key-1", "better 更好"),
+        ("v1", None, "trainer", ""),
+    ]
+    assert aliases.history("critic") == []
+
+
+def test_a_version_takes_the_place_of_the_one_that_is_named_or_of_none(aliases: AliasStore):
+    """Whoever looked before somebody else promoted is told what is current now."""
+    aliases.promote("actor", "v1")
+    aliases.promote("actor", "v2", expect="v1")
+
+    with pytest.raises(Conflict, match="'v2' is the current actor"):
+        aliases.promote("actor", "v3", expect="v1")
+    assert aliases.all("actor") == {"current": "v2", "previous": "v1"}

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from vcllm.contracts.jobs import FINISHED, MOVES, JobRecord, JobRequest, JobState
-from vcllm.contracts.problems import Conflict, NotFound
+from vcllm.contracts.problems import NotFound
 from vcllm.stores.connect import lease_key
 from vcllm.stores.jobs import IllegalMove, JobStore, StaleToken
 
@@ -98,32 +98,14 @@ def test_one_of_sixteen_ends_a_job(jobs: JobStore):
     assert Counter(outcomes)["IllegalMove"] == 15
 
 
-def test_one_of_sixteen_creates_under_one_idempotency_key(jobs: JobStore):
-    """Every caller gets the same job, and the list shows one."""
-    made = together(lambda _: jobs.create(REQUEST, queue="rollouts", owner="k", idempotency="once"))
+def test_a_job_is_made_once_under_its_id(jobs: JobStore):
+    """Whoever makes it again gets what there is, and the list shows one."""
+    made = together(lambda _: jobs.create(REQUEST, queue="rollouts", job_id="job-1"))
 
-    assert len({record.id for record, _ in made}) == 1
+    assert {record.id for record, _ in made} == {"job-1"}
+    assert len({record.created for record, _ in made}) == 1
     assert sum(new for _, new in made) == 1
     assert len(jobs.recent(limit=50)) == 1
-
-
-def test_an_idempotency_key_is_bound_to_its_request(jobs: JobStore, client: Redis):
-    """Another request under the same key is refused and leaves no record behind."""
-    jobs.create(REQUEST, queue="rollouts", idempotency="once")
-    before = set(client.keys())
-
-    with pytest.raises(Conflict):
-        jobs.create(JobRequest(recipe="other"), queue="rollouts", idempotency="once")
-    assert set(client.keys()) == before
-
-
-def test_idempotency_keys_of_different_owners_do_not_meet(jobs: JobStore):
-    """The same key from two owners makes two jobs."""
-    first, _ = jobs.create(REQUEST, queue="rollouts", owner="a", idempotency="once")
-    second, new = jobs.create(REQUEST, queue="rollouts", owner="b", idempotency="once")
-
-    assert new
-    assert first.id != second.id
 
 
 def test_a_lease_is_held_against_others(jobs: JobStore):

@@ -25,8 +25,9 @@ from vcllm.data.contamination import Contamination
 from vcllm.data.faults import MAX_SHOWN
 from vcllm.data.intake import Checks, Counts, Intake, refusals, summary
 from vcllm.data.jsonl import Found
-from vcllm.data.lengths import IsLong, characters, tokens
+from vcllm.data.lengths import IsLong, characters
 from vcllm.data.reading import read_set
+from vcllm.data.tokenizing import tokens
 from vcllm.evaluation.bench.load import held_out_questions
 from vcllm.recipes import load_recipe, used_part
 from vcllm.settings import Settings

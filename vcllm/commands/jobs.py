@@ -145,6 +145,8 @@ def _what(record: dict[str, Any]) -> str:
     request = record["request"]
     if record["kind"] == "stage":
         return f"{request.get('recipe', '')}: {request.get('version', '')}"
+    if record["kind"] == "fine_tune":
+        return f"fine-tune: {request.get('order', {}).get('version', '')}"
     stage = request.get("stage")
     return f"{request.get('recipe', '')}{f', stage {stage}' if stage else ''}"
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vcllm.contracts.base import Contract, Name
+from vcllm.contracts.manifests import Role
+from vcllm.contracts.traces import TRACEPARENT_PATTERN
 
 RUN_JOB = "vcllm.run_job"
 """Celery task name; its only argument is a job id."""
@@ -75,13 +77,16 @@ class JobRecord(Contract):
 
     version: Literal[1] = 1
     id: str
-    kind: Literal["pipeline", "stage"]
-    """`pipeline` runs stages in order; `stage` is one training run it queued."""
+    kind: Literal["pipeline", "stage", "fine_tune"]
+    """`pipeline` runs stages in order, `stage` is a training run it queued, `fine_tune` one on an uploaded file."""
     queue: Queue
     state: JobState
     request: dict[str, Any]
-    """A `JobRequest` for a pipeline, a `StageOrder` for a stage."""
+    """A `JobRequest` for a pipeline, a `StageOrder` for a stage, a `FineTune` for a fine-tuning job."""
     parent: str | None = None
+    traceparent: str | None = Field(default=None, pattern=TRACEPARENT_PATTERN)
+    """The place in a trace under which its work belongs: that of the request, or of the job, that made it. None in
+    records from before there was one."""
     created: float
     """Unix seconds, like all times here."""
     started: float | None = None
@@ -91,9 +96,45 @@ class JobRecord(Contract):
     token: int = 0
     """The fencing token of the worker that holds it; an older one may not write."""
     error: str | None = None
+    error_code: str | None = None
+    """Of the problem that ended it, such as `data_invalid`; None: it has none."""
     result: dict[str, Any] = Field(default_factory=dict)
     progress: dict[str, Any] = Field(default_factory=dict)
     """The newest progress event, for whoever asks between events."""
+
+
+class Gap(Contract):
+    """Events that are no longer kept: whoever reads from before them misses them, and is told so."""
+
+    until: str
+    """Id of the newest one that is gone; what comes after it is complete."""
+    num_gone: int = Field(ge=1)
+    """Of the job's first events, so many are gone in all."""
+
+
+class Checkpoint(Contract):
+    """A point from which a training run can go on, or the version it came to."""
+
+    id: str
+    """`step-00000040`, or the version's name."""
+    job: str
+    """The job whose run it is; for a pipeline one of its stages."""
+    version: Name
+    """What the run makes, or has made."""
+    role: Role
+    step: int | None = None
+    """None: not known."""
+    committed: bool
+    """It is a version in the model store, complete and immutable; False: a state on disk to go on from."""
+    created: float
+    num_bytes: int = Field(ge=0)
+    loss: float | None = None
+
+
+class CheckpointList(Contract):
+    """`GET /v1/jobs/{id}/checkpoints`, oldest first."""
+
+    data: list[Checkpoint]
 
 
 class Event(Contract):

@@ -24,12 +24,15 @@ class Problem(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        """headers: what the reply says beside the body, in lower case."""
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code or type(self).code
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
         return error_body(self.message, self.type, self.code, self.param)
@@ -76,12 +79,27 @@ class Conflict(Problem):
     code = "conflict"
 
 
+class Unprocessable(Problem):
+    """Understood, and at odds with what was asked before; sent again as it is, it is refused again."""
+
+    status = 422
+    code = "unprocessable"
+
+
 class Overloaded(Problem):
     """The queue is full; `retry_after_s` says when to come back."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(Problem):
+    """The key's budget is used up: to ask again is of no use before it is renewed."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class Unavailable(Problem):

@@ -17,6 +17,8 @@ class Fault:
     pointer: str
     """JSON pointer into the row (RFC 6901); empty for the row as a whole."""
     reason: str
+    code: str = "invalid_value"
+    """`invalid_json`: there is no row; `missing_field`, `invalid_value`; `contaminated`: it quotes the evaluation."""
 
     def __str__(self) -> str:
         return f"{self.where} {self.pointer}: {self.reason}" if self.pointer else f"{self.where}: {self.reason}"

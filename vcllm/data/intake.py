@@ -18,7 +18,7 @@ from vcllm.data.contamination import Contamination
 from vcllm.data.faults import MAX_SHOWN, Fault, Faults
 from vcllm.data.jsonl import Found
 from vcllm.data.lengths import IsLong
-from vcllm.data.shapes import Row, normalise, texts_of
+from vcllm.data.shapes import Row, is_missing, normalise, texts_of
 
 MAX_IGNORED = 12
 """Names of unused keys that are kept; a file with random keys must not fill the memory."""
@@ -91,11 +91,12 @@ class Intake:
         """The canonical row; None, and the faults noted, where there is none."""
         if found.fault is not None:
             self.counts.faulty += 1
-            self.faults.add(Fault(found.where, "", found.fault))
+            self.faults.add(Fault(found.where, "", found.fault, "invalid_json"))
             return None
         normal = normalise(found.value, self.checks.stage, self.checks.charter)
         for pointer, reason in normal.faults:
-            self.faults.add(Fault(found.where, pointer, reason))
+            code = "missing_field" if is_missing(reason) else "invalid_value"
+            self.faults.add(Fault(found.where, pointer, reason, code))
         self.counts.faulty += bool(normal.faults)
         if len(self.ignored) < MAX_IGNORED:
             self.ignored |= normal.ignored
@@ -114,7 +115,7 @@ class Intake:
         quoted = self.checks.contamination.find(texts) if self.checks.contamination is not None else None
         if quoted is not None:
             counts.contaminated += 1
-            self.leaks.add(Fault(where, "", f"quotes evaluation item {quoted}"))
+            self.leaks.add(Fault(where, "", f"quotes evaluation item {quoted}", "contaminated"))
         return quoted is None or self.checks.policy == "allow"
 
     def _is_repeated(self, row: Row) -> bool:

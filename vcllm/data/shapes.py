@@ -4,6 +4,7 @@
     chat        {"messages": [turns...], "weight"?, "label"?, "scores"?}     the last turn is the assistant's
     preference  {"prompt": [turns...], "chosen", "rejected" | None, "weight"?, "id"?}
 
+They come in these, in those of TRL and of the OpenAI API, or as our own pairs.
 A turn is {"role", "content"}; scores are {criterion: number}. A shape is told by its keys; a row that could be several
 is taken as one that its stage can use. Keys with no meaning here are left out and named. Does not know tokens, nor
 other rows.
@@ -29,7 +30,14 @@ MAX_WEIGHT = 1e6
 CRITERION = re.compile("[a-z0-9_]+")
 HALF_CHARACTER = "holds half a character (an unpaired surrogate): write it again"
 SURROGATE = re.compile("[\ud800-\udfff]")
-KINDS = {"pair": "preference", "preference": "preference", "completion": "chat", "chat": "chat", "document": "document"}
+KINDS = {
+    "pair": "preference",
+    "preference": "preference",
+    "outputs": "preference",
+    "completion": "chat",
+    "chat": "chat",
+    "document": "document",
+}
 """What each shape becomes; where a row could be several, the first is meant."""
 TAKES = {
     "pretrain": ("document", "chat"),
@@ -43,6 +51,7 @@ TAKES = {
 WEIGHED = ("sft", "attacker", "preference")
 """Stages in which a row's weight has an effect."""
 NEEDS = "needs 'text', 'messages', 'prompt' and 'completion', or 'chosen' and 'rejected'"
+MISSING = "is missing"
 
 
 @dataclass
@@ -93,6 +102,11 @@ def preference_row(pair: Pair) -> Row:
     return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, "id": pair.id}
 
 
+def is_missing(reason: str) -> bool:
+    """Whether a fault says that something is not there, rather than that it is wrong."""
+    return MISSING in reason or reason.startswith(NEEDS)
+
+
 def other_charter(found: str, wanted: str) -> str:
     """What to say of pairs that were approved under another charter than the one in force."""
     return (
@@ -110,6 +124,7 @@ def _shape(raw: Row, stage: str | None) -> str | None:
 _KEYS = {
     "pair": ("query", "chosen"),
     "preference": ("chosen",),
+    "outputs": ("preferred_output",),
     "chat": ("messages",),
     "completion": ("prompt", "completion"),
     "document": ("text",),
@@ -186,6 +201,29 @@ class _Reader:
                 self.fault("/rejected", "is the same as 'chosen': a tie teaches nothing")
         return self.weighed(row)
 
+    def outputs(self) -> Row:
+        """A preference as the OpenAI API takes it: `input.messages`, and an assistant turn on either side."""
+        asked = self.take("input")
+        if isinstance(asked, dict):
+            prompt = self.turns(asked.get("messages"), "/input/messages")
+            self.refuse_tools(asked, "/input")
+            if not self.faults and (not prompt or prompt[-1]["role"] != "user"):
+                self.fault("/input/messages", "must be turns that end with the user's")
+        else:
+            self.fault("/input", f"must be an object with messages, is {_name(asked)}")
+            prompt = []
+        chosen, rejected = (self.output(side) for side in ("preferred_output", "non_preferred_output"))
+        if not self.faults and chosen == rejected:
+            self.fault("/non_preferred_output", "is the same as 'preferred_output': a tie teaches nothing")
+        return self.weighed({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+
+    def output(self, side: str) -> str:
+        num_faults = len(self.faults)
+        turns = self.turns(self.take(side), f"/{side}")
+        if len(self.faults) == num_faults and [turn["role"] for turn in turns] != ["assistant"]:
+            self.fault(f"/{side}", "must be a list of one assistant turn")
+        return str(turns[0]["content"]) if turns else ""
+
     def pair(self) -> Row:
         try:
             pair = Pair.model_validate({key: item for key, item in self.raw.items() if key != "weight"})
@@ -236,7 +274,13 @@ class _Reader:
             self.fault(f"{pointer}/role", "only the first turn can be the system's")
         if value.get("tool_calls"):
             self.fault(f"{pointer}/tool_calls", "calls of tools cannot be trained on: leave such turns out")
+        if value.get("weight") not in (None, 1):
+            self.fault(f"{pointer}/weight", "turns have no weight of their own, rows do: leave it out")
         return {"role": role, "content": self.text(value.get("content"), f"{pointer}/content")}
+
+    def refuse_tools(self, value: Row, pointer: str) -> None:
+        if value.get("tools"):
+            self.fault(f"{pointer}/tools", "tools cannot be trained on: leave such rows out")
 
     def conversation(self, value: Any, pointer: str) -> list[Row]:
         return self.ending(self.turns(value, pointer), pointer)

@@ -77,7 +77,7 @@ class GateRecords:
                     pipe.multi()
                     pipe.hset(self.key, candidate, after.model_dump_json())
                     if decision == "promote":
-                        AliasStore(pipe).promote("actor", candidate)
+                        AliasStore(pipe).promote("actor", candidate, by, note)
                     pipe.execute()
                     return after
                 except WatchError:

@@ -6,28 +6,29 @@ write that matters is checked against the newest one, so a worker that wakes up 
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 from redis import Redis
 from redis.exceptions import WatchError
 
+from vcllm.contracts.fine_tuning import FineTune
 from vcllm.contracts.jobs import FINISHED, MOVES, JobRecord, JobRequest, JobState, Queue
 from vcllm.contracts.problems import Conflict, NotFound
 from vcllm.contracts.recipes import StageOrder
+from vcllm.contracts.traces import new_traceparent
 from vcllm.stores.connect import (
     FENCE,
+    FINE_TUNES_BY_TIME,
     JOBS_BY_TIME,
     JOBS_RUNNING,
-    idempotency_key,
+    file_jobs_key,
     job_key,
     lease_key,
 )
 
-IDEMPOTENCY_TTL_S = 24 * 3600
 HELD = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
 """States in which a worker holds the job's lease."""
 
@@ -43,57 +44,46 @@ class IllegalMove(Conflict):
 class JobStore:
     """Jobs in Redis: one JSON record each, a time index and a set of those that run."""
 
-    def __init__(self, redis: Redis, lease_s: float = 60.0) -> None:
+    def __init__(
+        self, redis: Redis, lease_s: float = 60.0, *, traceparent: Callable[[], str] = new_traceparent
+    ) -> None:
+        """traceparent: says where in which trace a job that is created belongs."""
         self.redis: Any = redis
         self.lease_s = lease_s
+        self.traceparent = traceparent
 
     def create(
         self,
-        request: JobRequest | StageOrder,
+        request: JobRequest | StageOrder | FineTune,
         *,
         queue: Queue,
         parent: str | None = None,
-        owner: str = "local",
-        idempotency: str | None = None,
+        job_id: str | None = None,
     ) -> tuple[JobRecord, bool]:
-        """The record, and whether it is new: an idempotency key seen before gives back the first job."""
-        kind = "pipeline" if isinstance(request, JobRequest) else "stage"
+        """The record, and whether it is new: a job of this id that is there already is given back as it is.
+
+        job_id: see `new_job_id`; None: a fresh one.
+        """
         record = JobRecord(
-            id=f"job-{uuid.uuid4().hex[:16]}",
-            kind=kind,
+            id=job_id or new_job_id(),
+            kind=_kind_of(request),
             queue=queue,
             state=JobState.QUEUED,
             request=request.model_dump(mode="json"),
             parent=parent,
+            traceparent=self.traceparent(),
             created=time.time(),
         )
-        # Written before the idempotency key leads to it, so that whoever loses that race finds the record.
-        self.redis.set(job_key(record.id), record.model_dump_json())
-        first = None
-        try:
-            if idempotency is not None:
-                first = self._first_of(idempotency_key(owner, idempotency), record)
-        except Conflict:
-            self.redis.delete(job_key(record.id))
-            raise
-        if first is not None:
-            self.redis.delete(job_key(record.id))
-            return first, False
-        self.redis.zadd(JOBS_BY_TIME, {record.id: record.created})
-        return record, True
+        indices = [JOBS_BY_TIME, *([FINE_TUNES_BY_TIME] if isinstance(request, FineTune) else [])]
+        users = [file_jobs_key(request.file)] if isinstance(request, FineTune) else []
+        keys = [job_key(record.id), *indices, *users]
+        new = self.redis.eval(
+            _CREATE, len(keys), *keys, record.model_dump_json(), record.id, record.created, len(indices)
+        )
+        return (record, True) if new else (self.get(record.id), False)
 
-    def _first_of(self, key: str, record: JobRecord) -> JobRecord | None:
-        """The job this idempotency key already made, or None when `record` is the first."""
-        claim = json.dumps({"job": record.id, "request": record.request}, sort_keys=True)
-        if self.redis.set(key, claim, nx=True, ex=IDEMPOTENCY_TTL_S):
-            return None
-        first = json.loads(self.redis.get(key) or "{}")
-        if first.get("request") != record.request:
-            raise Conflict(
-                "This Idempotency-Key was used for another request. Send a new key with a new request.",
-                code="idempotency_conflict",
-            )
-        return self.get(first["job"])
+    def has(self, job_id: str) -> bool:
+        return bool(self.redis.exists(job_key(job_id)))
 
     def get(self, job_id: str) -> JobRecord:
         raw = self.redis.get(job_key(job_id))
@@ -109,6 +99,21 @@ class JobStore:
             return self._read(ids)
         ids = self.redis.zrevrangebyscore(JOBS_BY_TIME, top, "-inf")
         return [record for record in self._read(ids) if record.parent == parent][:limit]
+
+    def fine_tunes(self, limit: int, after: str | None = None) -> list[JobRecord]:
+        """Fine-tuning jobs, newest first; after: only those that come after this job in the list. NotFound for it."""
+        start = 0
+        if after is not None:
+            place = self.redis.zrevrank(FINE_TUNES_BY_TIME, after)
+            if place is None:
+                raise NotFound(f"There is no fine-tuning job '{after}' to go on after.", param="after")
+            start = int(place) + 1
+        return self._read(self.redis.zrevrange(FINE_TUNES_BY_TIME, start, start + limit - 1))
+
+    def unfinished_of_file(self, file_id: str) -> list[str]:
+        """Ids of fine-tuning jobs that still need an uploaded file, or may."""
+        ids = sorted(self.redis.smembers(file_jobs_key(file_id)))
+        return [record.id for record in self._read(ids) if record.state not in FINISHED]
 
     def move(self, job_id: str, to: JobState, *, holder: int | None = None, **fields: Any) -> JobRecord:
         """Change state and `fields` together, or raise and change nothing.
@@ -252,6 +257,24 @@ class JobStore:
         return [JobRecord.model_validate_json(raw) for raw in raws if raw is not None]
 
 
+def new_job_id() -> str:
+    return f"job-{uuid.uuid4().hex[:16]}"
+
+
+def _kind_of(request: JobRequest | StageOrder | FineTune) -> Literal["pipeline", "stage", "fine_tune"]:
+    if isinstance(request, JobRequest):
+        return "pipeline"
+    return "fine_tune" if isinstance(request, FineTune) else "stage"
+
+
+_CREATE = """
+if not redis.call('SET', KEYS[1], ARGV[1], 'NX') then return 0 end
+for i = 2, #KEYS do
+  if i <= 1 + tonumber(ARGV[4]) then redis.call('ZADD', KEYS[i], ARGV[3], ARGV[2])
+  else redis.call('SADD', KEYS[i], ARGV[2]) end
+end
+return 1
+"""
 _RENEW = """
 local job = redis.call('GET', KEYS[2])
 if not job or cjson.decode(job).token ~= tonumber(ARGV[1]) then return 0 end

@@ -6,6 +6,8 @@ A slow or endless body is given up before it holds anything but its own connecti
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from fastapi import Request
@@ -19,40 +21,57 @@ from vcllm.web.replies import error_reply
 M = TypeVar("M", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Room:
+    """What one route that takes large bodies is given in place of the app's own limits."""
+
+    max_bytes: int
+    timeout_s: float
+
+
 class DeclaredLength:
     """Refuses a body that is declared too long before any of it is read.
 
     A body without a declared length is counted by the framework's own limit.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, room: Mapping[str, Room] | None = None) -> None:
+        """room: by path; whoever gives more room there sees to it that no other method of the path uses it."""
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.room = room or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             declared = header_of(scope, b"content-length")
-            if len(declared) > 18 or (declared.isdecimal() and int(declared) > self.max_body_bytes):
-                message = f"The body has {declared[:18]} bytes; at most {self.max_body_bytes} are accepted."
+            if len(declared) > 18 or (declared.isdecimal() and int(declared) > self._most(scope)):
+                message = f"The body has {declared[:18]} bytes; at most {self._most(scope)} are accepted."
                 reply = error_reply(413, message, "invalid_request_error", "request_too_large")
                 await reply(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
+    def _most(self, scope: Scope) -> int:
+        room = self.room.get(scope["path"])
+        return self.max_body_bytes if room is None else room.max_bytes
+
 
 class BodyDeadline:
     """Gives up a body that is not complete `timeout_s` after it was first asked for, however it drips."""
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, timeout_s: float, room: Mapping[str, Room] | None = None) -> None:
+        """room: by path."""
         self.app = app
         self.timeout_s = timeout_s
+        self.room = room or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            receive = self._in_time(receive)
+            room = self.room.get(scope["path"])
+            receive = self._in_time(receive, self.timeout_s if room is None else room.timeout_s)
         await self.app(scope, receive, send)
 
-    def _in_time(self, receive: Receive) -> Receive:
+    def _in_time(self, receive: Receive, timeout_s: float) -> Receive:
         deadline: float | None = None
         complete = False
 
@@ -60,12 +79,12 @@ class BodyDeadline:
             nonlocal deadline, complete
             if complete:
                 return await receive()
-            deadline = deadline or asyncio.get_running_loop().time() + self.timeout_s
+            deadline = deadline or asyncio.get_running_loop().time() + timeout_s
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
-                late = f"The body did not arrive within {self.timeout_s:g} s. Send it faster, or in smaller requests"
+                late = f"The body did not arrive within {timeout_s:g} s. Send it faster, or in smaller requests"
                 raise HTTPException(408, late, headers={"connection": "close"}) from error
             complete = not message.get("more_body", False)
             return message

@@ -8,16 +8,16 @@ from typing import Any
 
 from fastapi import Response
 
-from vcllm.contracts.problems import Conflict, Problem, Unauthenticated, error_body
+from vcllm.contracts.problems import Conflict, Problem, QuotaExceeded, Unauthenticated, Unprocessable, error_body
 
 
 def problem_reply(problem: Problem) -> Response:
     """The status, the OpenAI error body, and the headers that the `openai` SDK's retries obey."""
-    headers = {}
+    headers = dict(problem.headers)
     if problem.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(problem.retry_after_s)))
         headers["retry-after-ms"] = str(max(1, round(problem.retry_after_s * 1000)))
-    if problem.status == Conflict.status:
+    if problem.status in (Conflict.status, Unprocessable.status) or isinstance(problem, QuotaExceeded):
         headers["x-should-retry"] = "false"
     if problem.status == Unauthenticated.status:
         headers["www-authenticate"] = "Bearer"
