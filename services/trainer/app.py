@@ -10,16 +10,20 @@ end (SIGTERM, also the first Ctrl-C) gives its jobs back, at a checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutting_down
 
 from services.trainer.draining import Drain
+from services.trainer.metrics import serve_metrics
 from services.trainer.process import die_with_parent
 from services.trainer.runner import Runner
 from services.trainer.settings import TrainerSettings
 from vcllm.contracts.jobs import RUN_JOB
 from vcllm.settings import Settings
+from vcllm.web.logs import set_up_logs
+from vcllm.web.tracing import open_recorder
 
 VISIBILITY_S = 12 * 3600
 """Longer than any message waits unacknowledged, so Redis never hands one out twice by the clock."""
@@ -36,7 +40,6 @@ def create_celery(settings: Settings, trainer: TrainerSettings, draining: Callab
         task_acks_late=False,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
@@ -49,10 +52,12 @@ def create_celery(settings: Settings, trainer: TrainerSettings, draining: Callab
     )
 
     send = sender(app)
+    # Opened by the first job in the pool process that runs it: its thread would not outlive a fork.
+    recorder = cache(partial(open_recorder, "trainer"))
 
     @app.task(name=RUN_JOB, shared=False)
     def run(job_id: str) -> None:
-        Runner(settings, trainer, send, draining).run(job_id)
+        Runner(settings, trainer, send, draining, recorder()).run(job_id)
 
     return app
 
@@ -64,6 +69,19 @@ def sender(app: Celery) -> Callable[[str, str], None]:
         app.send_task(RUN_JOB, args=[job_id], queue=queue)
 
     return send
+
+
+@setup_logging.connect
+def _set_up_logs(loglevel: int, logfile: str | None, format: str, **_: object) -> None:
+    """Celery sets up no logs where it finds that somebody else does. Text lines look as its own do."""
+    stream = None if logfile is None else open(logfile, "a", encoding="utf-8")  # noqa: SIM115
+    set_up_logs("trainer", Settings().log_format, loglevel, text=format, stream=stream)
+
+
+@worker_ready.connect
+def _tell_metrics(**_: object) -> None:
+    """In the main process, once its pool is there."""
+    serve_metrics(Settings(), TrainerSettings())
 
 
 @worker_process_init.connect

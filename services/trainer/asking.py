@@ -28,6 +28,7 @@ from vcllm.contracts.critiques import (
     CritiqueRequest,
 )
 from vcllm.contracts.rounds import Phase
+from vcllm.web.tracing import span
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -65,7 +66,8 @@ class Clock:
     @contextmanager
     def timed(self, phase: Phase) -> Iterator[None]:
         started = time.monotonic()
-        yield
+        with span(phase):
+            yield
         self.add(phase, time.monotonic() - started)
 
     def add(self, phase: Phase, seconds: float) -> None:

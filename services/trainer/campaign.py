@@ -12,7 +12,7 @@ from services.trainer.context import Context
 from services.trainer.orders import Orders
 from services.trainer.played import Played
 from services.trainer.results import Results
-from services.trainer.rounds import Outcome, Rounds
+from services.trainer.rounds import Outcome, Rounds, round_folder
 from services.trainer.stagedata import StageData
 from services.trainer.summing import history_of, succeeding_again, summarise, taught
 from services.trainer.thresholds import limits_of
@@ -27,6 +27,7 @@ from vcllm.contracts.recipes import StageOrder
 from vcllm.evaluation.campaign import campaign_round
 from vcllm.evaluation.matrix import make_matrix
 from vcllm.evaluation.pairedness import paired_differences
+from vcllm.web.tracing import span
 
 NEVER = 1.0
 """A tolerance that nothing exceeds."""
@@ -34,7 +35,7 @@ TOLD = "The campaign was told to stop."
 
 
 def _versions_file(number: int) -> str:
-    return f"rounds/round-{number}/versions.json"
+    return f"{round_folder(number)}/versions.json"
 
 
 class Campaign:
@@ -64,10 +65,17 @@ class Campaign:
 
     def round(self, number: int) -> str:
         """Play, train, judge; `reused` when it was done before, `skipped` when the rounds have ended before it."""
-        context, name = self.context, f"round-{number}"
+        context = self.context
         if reason := self._ended(number):
             context.tell("round", round=number, phase="skipped", reason=reason)
             return "skipped"
+        place = self.rounds.place(round_folder(number))
+        with span("round", {"vc.lineage": context.lineage, "vc.round": number}, above=place):
+            return self._round(number)
+
+    def _round(self, number: int) -> str:
+        """In the trace of its pairs, so that the version that learns from them is in it as well."""
+        context, name = self.context, f"round-{number}"
         # 1  attacks, answers, critiques, pairs
         played = self._played_up_to(number)
         if (result := self.results.of(name)) is not None:
@@ -172,8 +180,7 @@ class Campaign:
             context.keep(file, mark)  # before it is ordered: resumed, it learns from the very same decisions
         order = self.orders.refitted_critic(number, context.reviews.decided(stop=mark))
         self.children.wait(order)
-        context.hold.confirm()
-        context.aliases.promote("critic", order.version)
+        context.promote("critic", order.version)
         return order.version
 
     # What is trained.
@@ -243,7 +250,8 @@ class Campaign:
             return
         context.aliases.set("actor", "candidate", version)
         if verdict.passed or not self.params.gate.enabled:
-            context.aliases.promote("actor", version)
+            context.promote("actor", version)
+        context.enter(f"gate {verdict.decision or ('promote' if verdict.passed else 'reject')}", version)
         context.gates.enter(version, parent, verdict)  # last: until it is there, all of this is done again
 
     def _before(self, number: int) -> dict[int, Outcome]:

@@ -15,14 +15,17 @@ from services.trainer.hold import Hold
 from services.trainer.settings import TrainerSettings
 from vcllm.charter import LoadedCharter, load_charter
 from vcllm.charter.load import charter_folder
+from vcllm.contracts.audit import Deed, Outcome
 from vcllm.contracts.critiques import EmbeddingRequest
 from vcllm.contracts.jobs import JobRecord, JobRequest
+from vcllm.contracts.manifests import Role
 from vcllm.contracts.problems import BadRequest, Conflict
 from vcllm.contracts.recipes import Recipe
 from vcllm.recipes import lineage_name, load_recipe, used_part
 from vcllm.settings import Settings
 from vcllm.starter.world import World
 from vcllm.stores.aliases import AliasStore
+from vcllm.stores.audit import AuditLog
 from vcllm.stores.campaigns import CampaignStore
 from vcllm.stores.connect import job_lineage_key, lease_key, lineage_key
 from vcllm.stores.events import EventLog
@@ -32,6 +35,7 @@ from vcllm.stores.models import ModelStore, write_atomic
 from vcllm.stores.pairs import PairStream
 from vcllm.stores.reviews import ReviewStore
 from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
+from vcllm.web.tracing import traceparent
 
 NO_EMBEDDINGS = "not_supported_by_upstream"
 """The problem's code of a Critic that cannot say where texts lie."""
@@ -77,7 +81,7 @@ class Context:
 
     @cached_property
     def jobs(self) -> JobStore:
-        return JobStore(self.redis, self.settings.lease_s)
+        return JobStore(self.redis, self.settings.lease_s, traceparent=traceparent)
 
     @cached_property
     def store(self) -> ModelStore:
@@ -86,6 +90,23 @@ class Context:
     @cached_property
     def aliases(self) -> AliasStore:
         return AliasStore(self.redis)
+
+    def promote(self, role: Role, version: str) -> None:
+        """Move `current` where it is elsewhere, as long as the lease is ours; not done unless the audit log has it."""
+        self.hold.confirm()
+        if self.aliases.get(role) == version:
+            return
+        with AuditLog(self.redis).deed(self.who, f"promote {role}", version):
+            self.aliases.promote(role, version)
+
+    def enter(self, action: str, target: str) -> None:
+        """Something that was decided here, into the audit log."""
+        AuditLog(self.redis).append(Deed(actor=self.who, action=action, target=target, outcome=Outcome.DONE))
+
+    @property
+    def who(self) -> str:
+        """Who does what this pipeline does, as the audit log says it."""
+        return f"trainer:{self.record.id}"
 
     @cached_property
     def pairs(self) -> PairStream:

@@ -14,17 +14,20 @@ import threading
 from redis.exceptions import RedisError
 
 from services.trainer.app import create_celery, sender
+from services.trainer.metrics import serve_metrics
 from services.trainer.runner import reap
 from services.trainer.settings import TrainerSettings
 from vcllm.settings import Settings
+from vcllm.web.logs import PLAIN, set_up_logs
 
 log = logging.getLogger("services.trainer.reaper")
 
 
 def main() -> None:
     """Reap until told to end; an outage of Redis is waited out."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings, trainer = Settings(), TrainerSettings()
+    set_up_logs("reaper", settings.log_format, logging.INFO, text=PLAIN)
+    serve_metrics(settings, trainer)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -32,6 +32,8 @@ from vcllm.contracts.base import Language, digest
 from vcllm.contracts.charter import Split, TacticUse
 from vcllm.contracts.evaluation import EvalItem
 from vcllm.contracts.rounds import Steering
+from vcllm.contracts.traces import trace_of
+from vcllm.web.tracing import span, traceparent
 
 LimitsOf = Mapping[Language, Limits]
 MAX_UPDATES_PER_CELL = 4
@@ -77,7 +79,7 @@ class Rounds:
 
     def play(self, number: int, versions: Versions, before: Before) -> Played:
         """Play a round, or recall it; earlier rounds must have been played or recalled first."""
-        folder, steering = f"rounds/round-{number}", self.steering(number, before)
+        folder, steering = round_folder(number), self.steering(number, before)
         ahead = self._prepared(number)
         num_ahead = self._num_ahead if ahead is not None else 0
         goals = self._goals(folder, number, steering, max(1, self.params.num_goals - num_ahead))
@@ -159,6 +161,18 @@ class Rounds:
         chosen = retention_sample(attacks, self.params.num_retention, self._chance(number, "retention"), won)
         return [_retained(attack, number) for attack in chosen]
 
+    def place(self, folder: str) -> str:
+        """The `traceparent` under which a round, or the part of it that is prepared ahead, is played.
+
+        Decided before its first question, because it is in every pair: another job that goes on with the round does so
+        in the trace that began it.
+        """
+        file = f"{folder}/trace.json"
+        if (kept := self.context.recall(file)) is None:
+            kept = traceparent()
+            self.context.keep(file, kept)
+        return str(kept)
+
     # Parts of a round.
 
     @property
@@ -169,7 +183,13 @@ class Rounds:
     def _part(
         self, folder: str, number: int, versions: Versions, limits: LimitsOf, goals: Sequence[AttackGoal]
     ) -> Part:
-        trace = digest([self.context.lineage, folder])[:32]
+        place = self.place(folder)
+        with span("play", {"vc.lineage": self.context.lineage, "vc.round": number}, above=place):
+            return self._asked(folder, number, versions, limits, goals, trace_of(place))
+
+    def _asked(
+        self, folder: str, number: int, versions: Versions, limits: LimitsOf, goals: Sequence[AttackGoal], trace: str
+    ) -> Part:
         asking = Asking(self.context, folder, number, versions, trace, lambda purpose: self._seed(folder, purpose))
         attacks = asking.attacks(goals, lambda attack: self.sieve.fault(attack) is None)
         sifted = self.sieve.sift(attacks)
@@ -231,8 +251,13 @@ class Rounds:
         return random.Random(f"{self.context.lineage}-{self.context.seed}-{folder}-{purpose}").randrange(2**31)
 
 
+def round_folder(number: int) -> str:
+    """Below the lineage's."""
+    return f"rounds/round-{number}"
+
+
 def _ahead(number: int) -> str:
-    return f"rounds/round-{number}/ahead"
+    return f"{round_folder(number)}/ahead"
 
 
 def _is_attack(turnout: Turnout) -> bool:

@@ -22,5 +22,9 @@ class TrainerSettings(BaseSettings):
     reap_every_s: float = Field(default=10.0, gt=0)
     poll_s: float = Field(default=0.25, gt=0)
     """How often a waiting pipeline looks at its stages."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where a worker and the reaper tell their metrics; None: nowhere. On one machine each needs a port of its own."""
+    metrics_host: str = "127.0.0.1"
+    """Interface of that port. It asks nobody who they are: open it to a network of your own only."""
     patience_s: float = Field(default=120.0, gt=0)
     """How long a role server may be away before a job that needs it fails."""

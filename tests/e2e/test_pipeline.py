@@ -29,6 +29,7 @@ from vcllm.charter import load_charter
 from vcllm.commands.api import Api
 from vcllm.contracts.critiques import Outcome
 from vcllm.contracts.jobs import Event
+from vcllm.contracts.traces import trace_of
 from vcllm.launch.credentials import load_credentials
 from vcllm.launch.fleet import Fleet
 from vcllm.launch.local_key import local_key
@@ -217,6 +218,16 @@ def test_every_approved_pair_was_used_exactly_once(finished):
     assert check.faults == []
     assert check.approved == check.used > 0
     assert (check.waiting, check.dead) == (0, 0)
+
+
+def test_one_trace_goes_from_the_request_to_every_version(finished):
+    """Over every kill: the job's request, its pairs, its training runs and what came of them have one id."""
+    trace = trace_of(finished.record["traceparent"])
+    with finished.fleet.redis() as redis:
+        pairs = PairStream(redis, finished.lineage).entries().values()
+
+    assert {pair.provenance.trace for pair in pairs} == {trace}
+    assert {manifest.trace for manifest in ModelStore(finished.home / "models").manifests()} == {trace}
 
 
 def test_every_round_trained_on_its_own_pairs_and_replays_earlier_ones(finished):

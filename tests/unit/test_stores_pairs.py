@@ -55,8 +55,17 @@ def test_a_pair_judged_without_criteria_keeps_the_id_it_always_had():
     plain = pair(1)
     scored = Critique(outcome=Outcome.CONSISTENT, score=0.9, criteria={"stance": 1.0})
 
-    assert plain.id == "9282c96f2f7aed99a7bc8f612760f76eb2ce48dc8598832c6c485d052fe3cb1e"
+    assert plain.id == "1f33f895bddc7db4ddba1eff3e85b60477c7e3f166fcba3c5f29ce5e3da73295"
     assert plain.model_copy(update={"chosen_critique": scored}).id != plain.id
+
+
+def test_the_trace_makes_no_other_pair_of_it():
+    """Two runs of one recipe and seed make the same pairs, whoever asked for them."""
+    one = pair(1)
+    asked_again = one.model_copy(update={"provenance": one.provenance.model_copy(update={"trace": "f" * 32})})
+
+    assert asked_again.id == one.id
+    assert one.model_copy(update={"provenance": one.provenance.model_copy(update={"actor": "x"})}).id != one.id
 
 
 def test_a_pair_that_was_used_is_not_queued_again(stream: PairStream):

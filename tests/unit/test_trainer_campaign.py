@@ -53,13 +53,18 @@ class FakeContext:
             put_archive=lambda state: None,
         )
         self.moves: list[str] = []
-        self.aliases = SimpleNamespace(
-            set=lambda role, alias, version: None, promote=lambda role, version: self.moves.append(version)
-        )
+        self.entered: list[tuple[str, str]] = []
+        self.aliases = SimpleNamespace(set=lambda role, alias, version: None)
         self.hold = SimpleNamespace(confirm=lambda: None)
 
     def version(self, stage: str) -> str:
         return f"line-{stage}"
+
+    def promote(self, role: str, version: str) -> None:
+        self.moves.append(version)
+
+    def enter(self, action: str, target: str) -> None:
+        self.entered.append((action, target))
 
     def recall(self, name: str) -> Any:
         return json.loads(self.files[name]) if name in self.files else None
@@ -165,6 +170,7 @@ def test_a_version_that_is_held_is_not_served():
 
     assert context.moves == []
     assert context.gates.entered == {"line-r1": HELD}
+    assert context.entered == [("gate hold", "line-r1")]
 
 
 def test_a_gate_that_is_switched_off_lets_everything_through():

@@ -36,11 +36,11 @@ from vcllm.contracts.problems import (
     Unavailable,
     UpstreamFailed,
 )
-from vcllm.web import clients, replicas
-from vcllm.web.app import create_service
-from vcllm.web.auth import internal_only
-from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
+from vcllm.web import addresses, clients
 from vcllm.web.addresses import Address, checked, look_up
+from vcllm.web.app import create_service
+from vcllm.web.auth import services_only
+from vcllm.web.clients import ActorClient, AttackerClient, CriticClient
 
 TOKEN = SecretStr("token")
 
@@ -56,9 +56,8 @@ class Roles:
 
     def app(self) -> FastAPI:
         app = create_service("roles", lifespan=None)
-        guard = [Depends(internal_only(TOKEN))]
 
-        @app.post("/v1/chat/completions/batch", dependencies=guard)
+        @app.post("/v1/chat/completions/batch", dependencies=[Depends(services_only(TOKEN, "actor"))])
         def chat(body: ChatBatchRequest, request: Request) -> ChatBatchReply:
             self.note(body.conversations, request)
             seed = body.sampling.seed
@@ -77,7 +76,7 @@ class Roles:
                 ],
             )
 
-        @app.post("/v1/attacks", dependencies=guard)
+        @app.post("/v1/attacks", dependencies=[Depends(services_only(TOKEN, "attacker"))])
         def attacks(body: AttackRequest, request: Request) -> AttackReply:
             self.note(body.goals, request)
             written = [
@@ -85,13 +84,13 @@ class Roles:
             ]
             return AttackReply(attacks=written, attacker_version=body.model or self.version)
 
-        @app.post("/v1/critiques", dependencies=guard)
+        @app.post("/v1/critiques", dependencies=[Depends(services_only(TOKEN, "critic"))])
         def critiques(body: CritiqueRequest, request: Request) -> CritiqueReply:
             self.note(body.items, request)
             found = [Critique(outcome=Outcome.CONSISTENT, reason=item.query) for item in body.items]
             return CritiqueReply(critiques=found, critic_version=body.model or self.version)
 
-        @app.post("/v1/comparisons", dependencies=guard)
+        @app.post("/v1/comparisons", dependencies=[Depends(services_only(TOKEN, "critic"))])
         def comparisons(body: ComparisonRequest, request: Request) -> ComparisonReply:
             self.note(body.items, request)
             found = [Comparison(preferred="first", margin=len(item.first) / 100) for item in body.items]
@@ -361,7 +360,7 @@ def test_a_name_is_as_many_replicas_as_it_has_addresses(monkeypatch: pytest.Monk
         rows = [(socket.AF_INET, f"10.0.0.{n}") for n in (2, 1)] + [(socket.AF_INET6, "fd00::1")]
         return [(family, socket.SOCK_STREAM, 6, "", (address, port)) for family, address in rows]
 
-    monkeypatch.setattr(replicas.socket, "getaddrinfo", found)
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", found)
 
     assert look_up("http://actor:8201") == [
         Address("http://10.0.0.1:8201", "actor:8201"),

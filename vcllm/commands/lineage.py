@@ -63,6 +63,7 @@ def show_version(trace: VersionTrace, console: Console) -> None:
         ("version", f"{trace.role}/{trace.name}"),
         ("lineage", trace.lineage + (f", round {trace.round}" if trace.round else "")),
         ("made", f"{made} by stage {trace.stage} of {trace.job}"),
+        *([("trace", trace.trace)] if trace.trace is not None else []),
         ("trained from", " ← ".join(trace.parents) or "nothing"),
         ("recipe", trace.recipe_hash[:ID_LENGTH]),
         ("charter", trace.charter[:ID_LENGTH]),

@@ -65,6 +65,8 @@ class VersionTrace(Contract):
     dataset: str
     """sha256 of the snapshot it was trained on."""
     job: str
+    trace: str | None = None
+    """Of the request that led to it; None where that is not known."""
     gate: Gated | None = None
     """None: no gate was asked, as before the first round."""
     makers: list[PairMakers] = Field(default_factory=list)

@@ -78,4 +78,6 @@ class Manifest(Contract):
     token: int
     """Fencing token of the worker that committed it."""
     job: str
+    trace: str | None = None
+    """Id of the trace it was made in: of the request that led to it, and in its new pairs. None in older manifests."""
     created: float

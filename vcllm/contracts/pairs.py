@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import not_
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,8 @@ class Provenance(Contract):
     lineage: Name
     round: int = Field(ge=0)
     trace: str
-    """One id from the seed to the gradient step; also the x-request-id of the calls that made the pair."""
+    """Id of the trace in which the pair was made, 32 hex digits: from the request that began its round to the version
+    that learned from it. Also the x-request-id of the calls that made it."""
 
 
 class Pair(Contract):
@@ -69,5 +70,14 @@ class Pair(Contract):
 
     @property
     def id(self) -> str:
-        """sha256 of the canonical pair: the same content is the same pair, whoever sends it again."""
-        return digest(self.model_dump(mode="json"))
+        return pair_id(self.model_dump(mode="json"))
+
+
+def pair_id(fields: dict[str, Any]) -> str:
+    """sha256 of the canonical pair: the same content is the same pair, whoever sends it again.
+
+    fields: as they are queued. The trace is left out: it tells of the request that began the round, and two runs of one
+    recipe and seed make the same pairs. KeyError for what is no pair.
+    """
+    provenance = {name: value for name, value in fields["provenance"].items() if name != "trace"}
+    return digest({**fields, "provenance": provenance})

@@ -16,10 +16,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from redis import Redis
 
-from vcllm.contracts.base import digest
 from vcllm.contracts.lineage import PREFIX_LENGTH, PairMakers, PairStamp, PairTrace, VersionTrace
 from vcllm.contracts.manifests import Manifest, Role
-from vcllm.contracts.pairs import Pair
+from vcllm.contracts.pairs import Pair, pair_id
 from vcllm.contracts.problems import BadRequest, NotFound
 from vcllm.stores.connect import pairs_dead_key, pairs_key, pairs_seen_key, pairs_used_key
 from vcllm.stores.gates import GateRecords
@@ -60,6 +59,7 @@ def trace_version(redis: Redis, store: ModelStore, role: Role, name: str) -> Ver
         charter=manifest.charter,
         dataset=manifest.dataset,
         job=manifest.job,
+        trace=manifest.trace,
         gate=GateRecords(redis, manifest.lineage).of(manifest.name) if role == "actor" else None,
         makers=_makers([pair for _, pair in known]),
         sources=dict(Counter(pair.source for _, pair in known)),
@@ -121,10 +121,10 @@ def find_pairs(redis: Redis, lineage: str, ids: Collection[str]) -> dict[str, Pa
 
 
 def _id_of(raw: str) -> str:
-    """The hash of the very fields that were queued, whatever has been added to the contract since; empty: no JSON."""
+    """The hash of the very fields that were queued, whatever has been added to the contract since; empty: no pair."""
     try:
-        return digest(json.loads(raw))
-    except ValueError:
+        return pair_id(json.loads(raw))
+    except (ValueError, TypeError, KeyError, AttributeError):
         return ""
 
 

@@ -5,35 +5,34 @@ Knows nothing of what a service does, nor of who may call it.
 
 from __future__ import annotations
 
-import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
-from contextvars import ContextVar
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vcllm.contracts.problems import Problem
-from vcllm.web.body import BodyDeadline, DeclaredLength, header_of
+from vcllm.web.body import BodyDeadline, DeclaredLength, Room, header_of
+from vcllm.web.openapi import put_right
 from vcllm.web.replies import error_reply, problem_reply
+from vcllm.web.tracing import arrive, depart
+from vcllm.web.tracing import request_id as request_id
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 CLIENT_GONE = 499
 """Status in the metrics of a request whose client left before the answer; nobody receives it."""
-
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
-"""The id of the request being served, for logs and for calls made on its behalf."""
 
 JSON_WANTED = "Send JSON, with the header Content-Type: application/json."
 LONGEST_PARAM = 200
@@ -56,6 +55,18 @@ class Service(FastAPI):
         super().__init__(**options)
         self.layers: list[Callable[[ASGIApp], ASGIApp]] = []
         """Innermost first; complete before the first request."""
+        self.read_by_hand: list[type[BaseModel]] = []
+        """Bodies that routes read by themselves; the description of the API has them all the same."""
+        self.credential = "A service token: a JWT for this role, which services of the installation make."
+        self.scopes: Callable[[FastAPI], Mapping[str, Collection[str]]] = lambda _: {}
+        """Those that the credential must have, by `METHOD path`; for the description."""
+
+    def openapi(self) -> dict[str, Any]:
+        """What it serves, for people and tools; `vcllm.web.openapi` says what is put right in it."""
+        if self.openapi_schema is None:
+            plain = super().openapi()
+            self.openapi_schema = put_right(plain, self.read_by_hand, self.credential, self.scopes(self))
+        return self.openapi_schema
 
     def build_middleware_stack(self) -> ASGIApp:
         stack = super().build_middleware_stack()
@@ -65,13 +76,19 @@ class Service(FastAPI):
 
 
 def create_service(
-    title: str, *, lifespan: Lifespan | None, max_body_bytes: int = 8 << 20, body_timeout_s: float = 30.0
-) -> FastAPI:
+    title: str,
+    *,
+    lifespan: Lifespan | None,
+    max_body_bytes: int = 8 << 20,
+    body_timeout_s: float = 30.0,
+    room: Mapping[str, Room] | None = None,
+) -> Service:
     """An app without docs routes.
 
     title: the service's role; it becomes the `role` label of its metrics.
     max_body_bytes: a larger body is refused with 413, whether its length is declared or not.
     body_timeout_s: a body that takes longer is given up with 408.
+    room: by path, other limits than these two; the route of that path must have the same `max_body_size`.
     """
     app = Service(
         title=title,
@@ -82,8 +99,8 @@ def create_service(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.layers.append(partial(BodyDeadline, timeout_s=body_timeout_s))
-    app.layers.append(partial(DeclaredLength, max_body_bytes=max_body_bytes))
+    app.layers.append(partial(BodyDeadline, timeout_s=body_timeout_s, room=room))
+    app.layers.append(partial(DeclaredLength, max_body_bytes=max_body_bytes, room=room))
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _framework_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -93,8 +110,13 @@ def create_service(
     return app
 
 
+def is_work(scope: Scope) -> bool:
+    """Whether it is a request of somebody who wants something done, rather than a health check or a scrape."""
+    return scope["type"] == "http" and scope["path"] != "/metrics" and not scope["path"].startswith("/health/")
+
+
 class RequestId:
-    """Gives each request an id (the client's own where it is safe) and says it in the reply."""
+    """Gives each request an id (the client's own where it is safe) and says it in the reply; puts it into its trace."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -111,19 +133,12 @@ class RequestId:
                 MutableHeaders(scope=message)["x-request-id"] = id_
             await send(message)
 
-        token = request_id.set(id_)
+        token, place = request_id.set(id_), arrive(header_of(scope, b"traceparent"))
         try:
             await self.app(scope, receive, send_with_id)
         finally:
+            depart(place)
             request_id.reset(token)
-
-
-class RequestIdFilter(logging.Filter):
-    """Gives every log record the field `request_id`."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True
 
 
 async def _problem(_: Request, problem: Exception) -> Response:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -36,6 +37,7 @@ from vcllm.contracts.problems import Conflict, Overloaded, Unavailable, Upstream
 from vcllm.web.addresses import KEEP_ALIVE_S, RESOLVE_EVERY_S, Address, checked, look_up
 from vcllm.web.problems import problem_of
 from vcllm.web.tokens import Signer
+from vcllm.web.tracing import outgoing_headers, span
 
 CHUNK_TEXTS = 64
 """Conversations or goals of one call: what is written token by token."""
@@ -58,7 +60,10 @@ class RoleClient:
     def __init__(
         self, urls: list[str], secret: SecretStr, timeout_s: float = 120, *, patience_s: float = PATIENCE_S
     ) -> None:
-        """secret: the internal token, by which each call is signed. patience_s: how long after its first failure a chunk is asked again before it is given up."""
+        """secret: the internal token, by which calls are signed.
+
+        patience_s: how long after its first failure a chunk is asked again before it is given up.
+        """
         self.urls = checked(urls)
         self.patience_s = patience_s
         self._http = httpx.Client(
@@ -116,7 +121,7 @@ class RoleClient:
     def _side_by_side(self, ask: Callable[[BaseModel], R], requests: list[BaseModel]) -> list[R]:
         if self._closed.is_set():
             raise self._was_closed()
-        futures = [self._pool.submit(ask, request) for request in requests]
+        futures = [self._pool.submit(copy_context().run, ask, request) for request in requests]
         try:
             return [future.result() for future in futures]
         except CancelledError as error:
@@ -130,11 +135,13 @@ class RoleClient:
     ) -> R:
         """One call, repeated while its server is down, full or starting."""
         content = None if body is None else body.model_dump_json().encode()
-        headers = {"content-type": "application/json"} | ({} if trace is None else {"x-request-id": trace})
+        named = {} if trace is None else {"x-request-id": trace}
         pause_s, deadline = 0.1, None
         while True:
             try:
-                return self._ask_once(method, path, reply, content, headers)
+                with span(f"{method} {path}", {"peer.service": self.role}, kind="client"):
+                    headers = {"content-type": "application/json", **outgoing_headers(), **named}
+                    return self._ask_once(method, path, reply, content, headers)
             except (Overloaded, Unavailable) as problem:
                 deadline = deadline or time.monotonic() + self.patience_s
                 wait_s = problem.retry_after_s or pause_s * self._chance.uniform(0.5, 1.0)

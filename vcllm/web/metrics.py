@@ -13,18 +13,20 @@ from itertools import accumulate
 
 from fastapi import FastAPI, Response
 from fastapi.params import Depends
+from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
 )
 from prometheus_client.core import HistogramMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vcllm.web.app import CLIENT_GONE, Service
+from vcllm.web.app import CLIENT_GONE, Service, is_work
 
 BUCKETS_S = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -33,8 +35,9 @@ def add_metrics(app: FastAPI, registry: CollectorRegistry, dependencies: Sequenc
     """`GET /metrics`, guarded by `dependencies`; requests are counted under the app's title as their role."""
     assert isinstance(app, Service), "metrics need an app made by create_service"
     app.layers.append(partial(RequestMeter, role=app.title, registry=registry))
+    ProcessCollector(registry=registry)
 
-    @app.get("/metrics", dependencies=list(dependencies))
+    @app.get("/metrics", dependencies=list(dependencies), response_class=PlainTextResponse)
     def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -78,7 +81,7 @@ class RequestMeter:
         self.inflight = inflight.labels(role)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/metrics" or scope["path"].startswith("/health/"):
+        if not is_work(scope):
             return await self.app(scope, receive, send)
         code = CLIENT_GONE
 
