@@ -15,6 +15,7 @@ from redis import Redis
 from services.trainer.campaign import Campaign
 from services.trainer.children import Children
 from services.trainer.context import Context
+from services.trainer.guarding import guard_figures
 from services.trainer.hold import Hold
 from services.trainer.measuring import Measurer
 from services.trainer.orders import Orders
@@ -29,6 +30,7 @@ from vcllm.contracts.recipes import StageOrder
 from vcllm.evaluation.report import write_report
 from vcllm.recipes import stage_names
 from vcllm.settings import Settings
+from vcllm.web.tracing import span
 
 
 class Pipeline:
@@ -64,7 +66,8 @@ class Pipeline:
             self.data.take_in(names if wanted is None else [wanted])
             for name in names if wanted is None else [wanted]:
                 context.hold.go_on()
-                self._run(name)
+                with span(f"stage {name}", {"vc.lineage": context.lineage}):
+                    self._run(name)
         except Exception:
             self.children.follow()
             context.hold.go_on()  # a call that was hung up because the work is to end did not fail
@@ -133,8 +136,7 @@ class Pipeline:
     def _role_ready(self, role: Role, order: StageOrder) -> bool:
         reused = self.context.store.has(role, order.version)
         self.children.wait(order)
-        self.context.hold.confirm()
-        self.context.aliases.promote(role, order.version)
+        self.context.promote(role, order.version)
         return reused
 
     def _control(self) -> bool:
@@ -155,9 +157,10 @@ class Pipeline:
             for result in results
             if result.version is not None
         }
+        guard = guard_figures(context, results, self.measurer.items, judgements)
         elapsed = time.time() - (context.record.started or context.record.created)
         matrix = self.campaign.matrix()
-        report = make_report(context, results, self.measurer.items, judgements, elapsed, matrix)
+        report = make_report(context, results, self.measurer.items, judgements, elapsed, matrix, guard)
         for folder in (context.folder / "report", context.settings.home / "report"):
             write_report(report, folder)
         return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from services.trainer.context import Context
 from vcllm.contracts.base import Bilingual, Name
 from vcllm.contracts.evaluation import EvalItem, Judgement, Report, StageResult
+from vcllm.contracts.guard import GuardFigures
 from vcllm.contracts.matrix import Matrix
 from vcllm.evaluation.measures import compare_run
 from vcllm.evaluation.report import labels_of
@@ -36,6 +37,7 @@ def make_report(
     judgements: Mapping[str, Sequence[Judgement]],
     seconds: float,
     matrix: Matrix | None = None,
+    guard: GuardFigures | None = None,
 ) -> Report:
     """Everything the page shows. `judgements`: stage name to its rulings on `items`."""
     recipe = context.recipe
@@ -59,6 +61,7 @@ def make_report(
         choices=choices(context),
         labels=labels_of(context.charter),
         matrix=matrix,
+        guard=guard,
     )
 
 

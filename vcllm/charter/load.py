@@ -34,7 +34,7 @@ class LoadedCharter:
     """By file name, then in the order of the file."""
     tactics: tuple[Tactic, ...]
     hash: str
-    """Hex sha256 of the content; the order and the names of card files do not matter to it."""
+    """Hex sha256 of the content but for the guard's section; order and names of card files do not matter to it."""
 
     def card(self, id: str) -> Card:
         return _named({card.id: card for card in self.cards}, id, "card")
@@ -121,14 +121,15 @@ def charter_folder(name: str, folder: Path | None) -> Path | None:
         return folder / name
     if name == SHIPPED.name:
         return None
-    where = folder or "the folder that VCLLM_CHARTERS names"
+    # Where that is, is not said: who asks over HTTP need not know how the server is laid out.
+    where = "the folder that VCLLM_CHARTERS names"
     raise BadRequest(f"There is no charter '{name}' in {where}. Put it there, or name '{SHIPPED.name}'.")
 
 
 def _card_files(folder: Path) -> list[str]:
     names = sorted(f"cards/{file.name}" for file in (folder / "cards").glob("*.yaml"))
     if not names:
-        raise CharterError(f"cards: there is no *.yaml file in {folder / 'cards'}: add at least one")
+        raise CharterError("cards: there is no *.yaml file in the charter's folder `cards`: add at least one")
     return names
 
 
@@ -210,7 +211,7 @@ def _content_hash(
 
     return digest(
         {
-            "charter": charter.model_dump(mode="json"),
+            "charter": charter.model_dump(mode="json", exclude={"guard"}),
             "taxonomy": taxonomy.model_dump(mode="json"),
             "rubric": rubric.model_dump(mode="json"),
             "cards": by_id(cards),

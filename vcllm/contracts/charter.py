@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from vcllm.contracts.base import Bilingual, Contract, Name
 from vcllm.contracts.critiques import SCORED, Outcome
+from vcllm.contracts.guard import GuardPolicy
 
 
 def _is_none(value: object) -> bool:
@@ -78,6 +79,8 @@ class Charter(Contract):
     refusal_style: Bilingual
     principles: list[Principle] = Field(min_length=1)
     thresholds: Thresholds
+    guard: GuardPolicy = GuardPolicy()
+    """How strictly answers are kept to all this when they are served. Not part of the hash."""
 
 
 class SubDomain(Contract):

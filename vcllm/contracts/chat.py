@@ -195,7 +195,8 @@ class Choice(Contract):
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None = None
     """None: not asked for."""
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["content_filter"]
+    """`content_filter`: a gateway's guard does not show the answer; the charter's refusal stands in its place."""
 
 
 class ChatReply(Contract):

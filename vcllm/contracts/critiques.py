@@ -35,6 +35,8 @@ SCORE_PREFIX = "score:"
 
 MAX_ITEMS = 2048
 """Of one request."""
+MAX_QUERY, MAX_RESPONSE, MAX_HISTORY = 8000, 16000, 64
+"""Characters, and turns before the query: as many as a chat may have."""
 
 Failure = Literal["too_long", "empty", "outage", "off_scale"]
 """Why an item came back unscored: a closed vocabulary. `off_scale`: the model would have said something else."""
@@ -43,11 +45,11 @@ Failure = Literal["too_long", "empty", "outage", "off_scale"]
 class CritiqueItem(Contract):
     """One answer to judge."""
 
-    query: str = Field(min_length=1, max_length=8000)
-    response: str = Field(max_length=16000)
+    query: str = Field(min_length=1, max_length=MAX_QUERY)
+    response: str = Field(max_length=MAX_RESPONSE)
     language: Language
     kind: ItemKind = "attack"
-    history: list[ChatMessage] = Field(default_factory=list, max_length=16, exclude_if=not_)
+    history: list[ChatMessage] = Field(default_factory=list, max_length=MAX_HISTORY, exclude_if=not_)
     """Turns before the query."""
 
 

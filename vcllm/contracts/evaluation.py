@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from vcllm.contracts.attacks import ItemKind
 from vcllm.contracts.base import Bilingual, Contract, Language, Name
 from vcllm.contracts.critiques import Outcome
+from vcllm.contracts.guard import GuardFigures
 from vcllm.contracts.manifests import GateVerdict
 from vcllm.contracts.matrix import Matrix
 from vcllm.contracts.measure import UNMEASURED as UNMEASURED
@@ -254,6 +255,8 @@ class Report(Contract):
     comparisons: list[StageComparison] = Field(default_factory=list)
     matrix: Matrix | None = None
     """None: no round was played, or it was not taken."""
+    guard: GuardFigures | None = None
+    """The Critic as a guard; None: not measured."""
     choices: list[Bilingual] = Field(default_factory=list)
     """What was decided by hand and how, for the section on method."""
     labels: dict[str, Bilingual] = Field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The guard: asks the Critic about answers before their readers see them."""
