@@ -361,22 +361,6 @@ def test_the_shipped_charter_passes_its_check(run: Any) -> None:
     assert "Both languages are complete" in result.output
 
 
-def test_secrets_for_compose_are_written_once(run: Any, tmp_path: Path) -> None:
-    file = tmp_path / ".env"
-    file.write_text("VCLLM_PEPPER=mine\n")
-
-    run("secrets")
-    first = file.read_text()
-    run("secrets")
-
-    assert file.read_text() == first
-    assert first.startswith("VCLLM_PEPPER=mine\n")
-    assert [line.split("=")[0] for line in first.splitlines()] == [
-        "VCLLM_PEPPER", "VCLLM_INTERNAL_TOKEN", "REDIS_PASSWORD",
-    ]  # fmt: skip
-    assert file.stat().st_mode & 0o777 == 0o600
-
-
 def test_a_board_gathers_progress_rounds_and_verdicts() -> None:
     board = Board()
     for happened in (

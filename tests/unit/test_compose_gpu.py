@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from services.actor.settings import ActorSettings
+from vcllm.commands.secrets import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 OVERLAY: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
@@ -37,25 +38,37 @@ def test_vllm_may_do_only_what_it_must() -> None:
     assert "healthcheck" in VLLM
 
 
-def test_the_actor_knows_every_setting_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_actor_knows_every_setting_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A name that is wrong would be passed over in silence."""
     given = dict(ACTOR["environment"])
+    key = tmp_path / "vllm_api_key"
+    key.write_text("secret")
     for name, value in given.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, str(key) if name.endswith("_FILE") else value)
 
     settings = ActorSettings()
 
-    assert {name.removeprefix("ACTOR_").lower() for name in given} <= set(ActorSettings.model_fields)
+    names = {name.removeprefix("ACTOR_").removesuffix("_FILE").lower() for name in given}
+    assert names <= set(ActorSettings.model_fields)
+    assert settings.upstream_key.get_secret_value() == "secret"
     assert settings.upstream_url == "http://vllm:8000"
     assert str(settings.upstream_models_root) == VLLM["volumes"][0]["target"]
 
 
-def test_vllm_takes_up_adapters_and_both_know_the_key() -> None:
-    """And the key comes from the environment."""
+def test_vllm_takes_up_adapters() -> None:
     assert "--enable-lora" in VLLM["command"]
     assert VLLM["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
-    assert VLLM["environment"]["VLLM_API_KEY"] == ACTOR["environment"]["ACTOR_UPSTREAM_KEY"]
-    assert VLLM["environment"]["VLLM_API_KEY"].startswith("${VLLM_API_KEY:?")
+
+
+def test_both_know_the_key_from_one_file() -> None:
+    """vLLM has it in the environment of its process only, where the engine does not show it."""
+    place = "/run/secrets/vllm_api_key"
+
+    assert VLLM["secrets"] == ACTOR["secrets"] == list(OVERLAY["secrets"]) == ["vllm_api_key"]
+    assert ACTOR["environment"]["ACTOR_UPSTREAM_KEY_FILE"] == place
+    assert f'VLLM_API_KEY="$$(cat {place})" exec' in VLLM["entrypoint"][2]
+    assert "VLLM_API_KEY" not in VLLM["environment"]
+    assert "vllm_api_key" in VARIABLES
 
 
 def test_the_actor_stays_in_its_other_networks() -> None:

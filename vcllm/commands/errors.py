@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic_settings import SettingsError
 from redis.exceptions import RedisError
 
 from vcllm.charter import CharterError
@@ -30,7 +31,7 @@ class Refused(CommandError):
 def sentence(error: Exception) -> str:
     """What to tell the user; never empty, no traceback."""
     match error:
-        case CommandError() | LaunchError() | CharterError() | BenchError() | NoSpace():
+        case CommandError() | LaunchError() | CharterError() | BenchError() | NoSpace() | SettingsError():
             return str(error)
         case Problem():
             return error.message

@@ -30,7 +30,7 @@ def load_credentials(settings: Settings) -> Credentials:
     return Credentials(
         internal_token=_given(settings.internal_token) or _kept(settings.home, "internal_token"),
         pepper=_given(settings.pepper) or _kept(settings.home, "pepper"),
-        redis_password=_kept(settings.home, "redis_password"),
+        redis_password=_given(settings.redis_password) or _kept(settings.home, "redis_password"),
     )
 
 

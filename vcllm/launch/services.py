@@ -65,9 +65,12 @@ class Places:
     redis_url: str
     urls: Mapping[str, str]
     """Role to the comma-separated addresses of its servers."""
-    internal_token: str
-    pepper: str
     cores: int
+    internal_token: str = ""
+    pepper: str = ""
+    secrets: str | None = None
+    """A folder with one file for each secret, Redis' password among them; None: they are told as they are, and
+    `redis_url` holds the password."""
     grace_s: float = 60.0
     """How long a worker that is told to stop may take to bring its training runs to a checkpoint."""
     host: str = "127.0.0.1"
@@ -96,7 +99,7 @@ def environment(service: Service, places: Places, port: int | None = None) -> di
     told = {
         "VCLLM_HOME": places.home,
         "VCLLM_REDIS_URL": places.redis_url,
-        "VCLLM_INTERNAL_TOKEN": places.internal_token,
+        **_secrets(service, places),
         "OMP_NUM_THREADS": places.outside.get(threads, str(num_threads(service.name, places.cores))),
         # Waiting threads sleep: with more processes than cores, spinning ones would keep others from work.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -116,9 +119,20 @@ def environment(service: Service, places: Places, port: int | None = None) -> di
         told.update({f"VCLLM_{role.upper()}_URLS": places.urls[role] for role in ROLES})
     if service.is_worker:
         told["TRAINER_GRACE_S"] = f"{places.grace_s:g}"
-    if service.name == "gateway":
-        told["VCLLM_PEPPER"] = places.pepper
     return told
+
+
+def secret_names(service: Service) -> tuple[str, ...]:
+    """The secrets a service needs, as their files are called."""
+    shared = ("redis_password", "internal_token")
+    return (*shared, "pepper") if service.name == "gateway" else shared
+
+
+def _secrets(service: Service, places: Places) -> dict[str, str]:
+    if places.secrets is not None:
+        return {f"VCLLM_{name.upper()}_FILE": f"{places.secrets}/{name}" for name in secret_names(service)}
+    told = {"VCLLM_INTERNAL_TOKEN": places.internal_token}
+    return {**told, "VCLLM_PEPPER": places.pepper} if "pepper" in secret_names(service) else told
 
 
 def cores() -> int:

@@ -16,15 +16,18 @@ from typing import TypeVar
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsError
 
 from vcllm.serving.settings import ServerSettings, WriterSettings
 from vcllm.settings import Settings
+from vcllm.web.connections import SERVED
 from vcllm.web.doorkeeper import Doorkeeper
+from vcllm.web.logs import set_up_logs
+from vcllm.web.spans import add_tracing
+from vcllm.web.tracing import open_recorder
 
 log = logging.getLogger(__name__)
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 TOKEN_MISSING = "The internal token is empty. Set VCLLM_INTERNAL_TOKEN to a long random string."
 
 LAST_WORDS_S = 1.0
@@ -50,19 +53,21 @@ def run_server(server_settings: type[S], create_app: Callable[[S, Settings], Fas
     except CannotStart as sentence:
         print(sentence, file=sys.stderr)
         return 1
-    logging.basicConfig(level=shared.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every call
+    role = variable_of(server_settings, "").rstrip("_").lower()
+    set_up_logs(role, shared.log_format, shared.log_level)
     app = create_app(server, shared)
+    recorder = open_recorder(role)
+    add_tracing(app, recorder)
     config = uvicorn.Config(
         app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        **SERVED,
         timeout_graceful_shutdown=math.ceil(server.drain_s + LAST_WORDS_S),
     )
     gc.freeze()  # what the imports made stays for ever; looking through it again stops every stream for 0.3 s
     gc.enable()
     DrainingServer(config, app.state.keeper, server.drain_s, server.drain_pause_s).run(sockets=[listening])
+    if recorder is not None:
+        recorder.close()
     return 0
 
 
@@ -105,6 +110,8 @@ def read_settings(server_settings: type[S]) -> tuple[S, Settings]:
         # An address with an "@" in it may hold a password.
         shown = variable if "@" in str(first["input"]) else f"{variable}={first['input']}"
         raise CannotStart(f"{shown} cannot be used: {first['msg']}.") from error
+    except SettingsError as error:
+        raise CannotStart(str(error)) from error
     if not shared.internal_token.get_secret_value():
         raise CannotStart(TOKEN_MISSING)
     return server, shared

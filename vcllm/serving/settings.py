@@ -7,10 +7,12 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from vcllm.settings import SettingsWithSecrets
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(SettingsWithSecrets):
     """Where a model server listens and what it may use."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
