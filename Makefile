@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 	@echo "  Options go in ARGS: make demo ARGS=--exit"
 
 .PHONY: demo
@@ -30,6 +30,10 @@ up: $(VENV)/.product ## Run all services on this machine until Ctrl-C
 .PHONY: test
 test: $(VENV)/.dev ## All tests; real Redis, servers and workers on loopback
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+.PHONY: test-containers
+test-containers: $(VENV)/.dev ## The compose file really brought up: chat, a job, scale, kill; needs a container engine
+	VCLLM_TEST_CONTAINERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/containers -s $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## Style, types and import rule
@@ -74,8 +78,12 @@ bench-serving: $(VENV)/.bench ## Serving speed against transformers serve and vL
 bench-loop: $(VENV)/.bench ## The adversarial loop against its baselines, five seeds, with planted answers
 	$(BIN)/python -m benchmarks.loop $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.dev ## Kill every service in every phase of a job: is anything lost? About an hour, may be interrupted
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos $(ARGS)
+
 .PHONY: secrets
-secrets: $(VENV)/.product ## Write .env with fresh secrets for docker compose, once
+secrets: $(VENV)/.product ## Write secrets/ for docker compose, once
 	@$(BIN)/vcllm secrets
 
 .PHONY: clean

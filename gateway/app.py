@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
-import httpx
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
@@ -17,29 +18,69 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gateway.auth import SCRAPER, refuse_open_routes
+from gateway.accounts import Defaults
+from gateway.anchors import AnchorKeeper
+from gateway.audit import AuditLayer, Auditor
+from gateway.auth import SCRAPER, refuse_open_routes, scopes_by_operation
+from gateway.checking import Checker
+from gateway.first_key import make_first_key
+from gateway.guarding.guard import Guard, build_guard
+from gateway.guarding.meter import GuardMeter
+from gateway.guarding.rules import Rules
 from gateway.keyring import KeyRing
+from gateway.limits import Limits
 from gateway.lookups import Lookups
 from gateway.queue import CeleryQueue, JobQueue
-from gateway.routes import campaigns, chat, jobs, keys, lineage, models, reviews, servers
+from gateway.routes import (
+    audit,
+    campaigns,
+    chat,
+    files,
+    fine_tuning,
+    guard,
+    jobs,
+    keys,
+    lineage,
+    models,
+    reviews,
+    runs,
+    servers,
+    versions,
+)
 from gateway.settings import GatewaySettings
+from gateway.sharing import Sharing
 from gateway.state import GatewayState
-from vcllm.contracts.problems import Unavailable
+from gateway.uploads import MAX_OVERHEAD
+from vcllm.contracts.chat import ChatRequest
+from vcllm.contracts.manifests import Role
+from vcllm.contracts.problems import Problem, Unavailable
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.api_keys import KeyStore
-from vcllm.stores.connect import open_redis
+from vcllm.stores.audit import AuditLog
+from vcllm.stores.audit_copy import copy_of
 from vcllm.stores.events import EventLog
+from vcllm.stores.files import FileStore
+from vcllm.stores.gated import LOOK_EVERY_S, RedisGate
 from vcllm.stores.jobs import JobStore
-from vcllm.stores.models import ModelStore
+from vcllm.stores.limits import LimitStore
+from vcllm.stores.models import ModelStore, NoSpace
 from vcllm.web.admission import Admission
 from vcllm.web.app import create_service
+from vcllm.web.body import Room
+from vcllm.web.breaker import BreakerState
+from vcllm.web.browsers import KnownHosts, SafeReplies, cross_origin, read_hosts, read_origins
 from vcllm.web.health import add_health
 from vcllm.web.metrics import add_metrics
 from vcllm.web.replicas import ReplicaTable
 from vcllm.web.replies import problem_reply
+from vcllm.web.tokens import Signer
+from vcllm.web.tracing import outgoing_headers, traceparent
 
-PING_EVERY_S = 2.0
+log = logging.getLogger(__name__)
+
+BREAKER_STATES = {BreakerState.CLOSED: 0, BreakerState.TRYING: 1, BreakerState.OPEN: 2}
+"""As the metrics tell them."""
 
 
 def create_app(
@@ -55,11 +96,18 @@ def create_app(
     settings = settings or Settings()
     limits = limits or GatewaySettings()
     refuse_missing_secrets(settings)
+    rules = Rules.load(limits.charter, settings)
+    registry = CollectorRegistry()
+    meter = GuardMeter(registry)
     opened: list[GatewayState] = []
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        async with _open(settings, limits, queue) as state:
+        asks_critics = partial(_told, Signer(settings.internal_token, "gateway"), "critic")
+        async with (
+            build_guard(rules, settings, limits, asks_critics, meter) as guarding,
+            _open(settings, limits, queue, guarding) as state,
+        ):
             opened.append(state)
             yield {"gateway": state}
             opened.clear()
@@ -69,17 +117,38 @@ def create_app(
         lifespan=lifespan,
         max_body_bytes=limits.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,
+        room={files.UPLOAD_PATH: Room(limits.max_upload_bytes + MAX_OVERHEAD, limits.upload_timeout_s)},
     )
     app.state.draining = False
-    registry = CollectorRegistry()
     registry.register(Upstreams(lambda: opened[0] if opened else None))
-    add_health(app, ready=lambda: opened[0].redis_fault if opened else "The gateway is starting.")
+
+    def ready() -> str | None:
+        if app.state.draining:
+            return "The gateway is shutting down."
+        if not opened:
+            return "The gateway is starting."
+        # While Redis is away chat goes on, as long as keys are trusted that were known before.
+        gate = opened[0].gate
+        return gate.fault if gate.away_for(limits.key_grace_s) else None
+
+    add_health(app, ready=ready, whole=lambda: opened[0].gate.fault if opened else None)
     add_metrics(app, registry, dependencies=[SCRAPER])
-    for module in (chat, models, servers, jobs, campaigns, keys, lineage, reviews):
+    for module in (chat, models, servers, jobs, runs, campaigns, keys, lineage, reviews, audit):
         app.include_router(module.router)
+    for module in (versions, files, fine_tuning, guard):
+        app.include_router(module.router)
+    app.include_router(files.uploads, max_body_size=limits.max_upload_bytes + MAX_OVERHEAD)
     for error in (RedisConnectionError, RedisTimeoutError):
         app.add_exception_handler(error, _stores_down)
     refuse_open_routes(app)
+    app.read_by_hand, app.scopes = [ChatRequest], scopes_by_operation
+    app.credential = "An API key, as `vcllm keys create` makes it; the scopes are the key's. `admin` has them all."
+    app.layers.append(partial(AuditLayer, auditor=lambda: opened[0].audit if opened else None))
+    app.layers.append(SafeReplies)
+    if hosts := read_hosts(limits.allowed_hosts):
+        app.layers.append(partial(KnownHosts, hosts=hosts))
+    if origins := read_origins(limits.cors_origins):
+        app.layers.append(cross_origin(origins))
     return app
 
 
@@ -93,7 +162,7 @@ def refuse_missing_secrets(settings: Settings) -> None:
 
 
 class Upstreams(Collector):
-    """Which Actor replicas are up, and how busy each is, read when metrics are asked for."""
+    """Which replicas are up, and how busy each is, read when metrics are asked for."""
 
     def __init__(self, state: Callable[[], GatewayState | None]) -> None:
         self.state = state
@@ -102,60 +171,90 @@ class Upstreams(Collector):
         state = self.state()
         up = GaugeMetricFamily("vc_upstream_up", "1: requests are sent there.", labels=("role", "replica"))
         busy = GaugeMetricFamily("vc_upstream_inflight", "Answers not finished.", labels=("role", "replica"))
-        for replica in state.actors.replicas if state else ():
-            up.add_metric(("actor", replica.name), float(replica.up))
-            busy.add_metric(("actor", replica.name), replica.in_flight)
-        yield from (up, busy)
+        text = "0: requests are sent there; 1: one tries; 2: none, it failed again and again."
+        breaker = GaugeMetricFamily("vc_breaker_state", text, labels=("role", "replica"))
+        tables = {"actor": state.actors, "critic": state.guard.critics.table} if state else {}
+        for role, replica in ((role, one) for role, table in tables.items() if table for one in table.replicas):
+            up.add_metric((role, replica.name), float(replica.up))
+            busy.add_metric((role, replica.name), replica.in_flight)
+            breaker.add_metric((role, replica.name), BREAKER_STATES[replica.breaker.state])
+        yield from (up, busy, breaker)
 
 
 @asynccontextmanager
-async def _open(settings: Settings, limits: GatewaySettings, queue: JobQueue | None) -> AsyncIterator[GatewayState]:
-    redis = open_redis(settings.redis_url, patience=1)
+async def _open(
+    settings: Settings, limits: GatewaySettings, queue: JobQueue | None, guarding: Guard
+) -> AsyncIterator[GatewayState]:
+    gate = RedisGate(settings.redis_url)
+    redis = gate.redis
     sender = queue or CeleryQueue(settings.redis_url)
     actors = ReplicaTable(
         settings.urls("actor"),
-        timeout=httpx.Timeout(limits.answer_timeout_s, connect=5),
-        headers={
-            "authorization": f"Bearer {settings.internal_token.get_secret_value()}",
-            "accept-encoding": "identity",
-        },
+        silence_s=limits.answer_timeout_s,
+        headers=partial(_told, Signer(settings.internal_token, "gateway"), "actor"),
     )
+    keys = KeyRing(KeyStore(redis, settings.pepper), limits.key_ttl_s, limits.key_grace_s)
+    quota = Limits(Defaults(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_chats))
+    sharing = Sharing(quota, LimitStore(redis), keys.used)
+    auditor = Auditor(AuditLog(redis))
     async with actors:
         state = GatewayState(
             settings=settings,
             limits=limits,
+            gate=gate,
             redis=redis,
-            keys=KeyRing(KeyStore(redis, settings.pepper), limits.key_ttl_s, limits.key_grace_s),
+            keys=keys,
+            quota=quota,
+            sharing=sharing,
+            audit=auditor,
             aliases=AliasStore(redis),
             actor_aliases=Lookups(limits.alias_ttl_s, limits.key_grace_s),
             models=ModelStore(settings.models),
-            jobs=JobStore(redis, settings.lease_s),
+            jobs=JobStore(redis, settings.lease_s, traceparent=traceparent),
+            files=FileStore(settings.home / "files"),
+            checker=Checker(),
             events=EventLog(redis),
             queue=sender,
             actors=actors,
+            guard=guarding,
             door=Admission(limits.max_chats),
         )
-        watch = asyncio.create_task(_watch_redis(state))
+        anchors = AnchorKeeper(auditor.store, copy_of(settings.home))
+        await _say_first_key(keys.store, settings)
+        beside = [asyncio.create_task(work) for work in (_watch_redis(gate), sharing.run(), anchors.keep())]
         try:
             yield state
         finally:
-            watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            await auditor.close()
             sender.close()
-            redis.close()
+            gate.close()
 
 
-async def _watch_redis(state: GatewayState) -> None:
-    """Keep `redis_fault` true to the facts, without anybody waiting for Redis."""
+def _told(signer: Signer, role: Role) -> dict[str, str]:
+    """Who asks, and in which request and trace; a probe is in none."""
+    return {**signer.headers(role), **outgoing_headers()}
+
+
+async def _say_first_key(keys: KeyStore, settings: Settings) -> None:
+    """Printed, because it is for whoever starts the gateway; the key itself is in a file only."""
+    try:
+        told = await to_thread.run_sync(make_first_key, keys, settings.home)
+    except (RedisError, OSError, Problem, NoSpace) as error:
+        log.warning("Whether there is an API key could not be found out: %s.", type(error).__name__)
+        return
+    if told is not None:
+        print(told, flush=True)
+
+
+async def _watch_redis(gate: RedisGate) -> None:
+    """Keep what is known of Redis true to the facts, without anybody waiting for it."""
     thread = CapacityLimiter(1)
     while True:
-        try:
-            await to_thread.run_sync(state.redis.ping, limiter=thread)
-            state.redis_fault = None
-        except (RedisError, OSError) as error:
-            state.redis_fault = f"Redis does not answer: {type(error).__name__}."
-        await asyncio.sleep(PING_EVERY_S)
+        await to_thread.run_sync(gate.look, limiter=thread, abandon_on_cancel=True)
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _stores_down(_: Request, __: Exception) -> Response:

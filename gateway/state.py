@@ -8,14 +8,21 @@ from typing import Annotated
 from fastapi import Depends, Request
 from redis import Redis
 
+from gateway.audit import Auditor
+from gateway.checking import Checker
+from gateway.guarding.guard import Guard
 from gateway.keyring import KeyRing
+from gateway.limits import Limits
 from gateway.lookups import Lookups
 from gateway.queue import JobQueue
 from gateway.settings import GatewaySettings
+from gateway.sharing import Sharing
 from vcllm.contracts.jobs import JobRecord
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.events import EventLog
+from vcllm.stores.files import FileStore
+from vcllm.stores.gated import RedisGate
 from vcllm.stores.jobs import JobStore
 from vcllm.stores.models import ModelStore
 from vcllm.web.admission import Admission
@@ -28,18 +35,25 @@ class GatewayState:
 
     settings: Settings
     limits: GatewaySettings
+    gate: RedisGate
+    """Whether the stores can be used right now."""
     redis: Redis
     keys: KeyRing
+    quota: Limits
+    """What each key may still do; `limits` is what the settings allow."""
+    sharing: Sharing
+    audit: Auditor
     aliases: AliasStore
     actor_aliases: Lookups[dict[str, str]]
     models: ModelStore
     jobs: JobStore
+    files: FileStore
+    checker: Checker
     events: EventLog
     queue: JobQueue
     actors: ReplicaTable
+    guard: Guard
     door: Admission
-    redis_fault: str | None = None
-    """Why the stores cannot be used right now; None: they can."""
 
     def note_state(self, record: JobRecord) -> None:
         """Tell the job's followers a change of state that was made here."""

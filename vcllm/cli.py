@@ -11,18 +11,21 @@ from typer.core import TyperGroup
 
 from vcllm import __version__
 from vcllm.commands import (
+    audit,
     campaign,
     charter,
     chat,
     data,
     demo,
     evaluation,
+    guard,
     jobs,
     keys,
     lineage,
     models,
     recipe,
     review,
+    scraping,
     secrets,
     up,
 )
@@ -79,6 +82,9 @@ app.add_typer(campaign.app, name="campaign")
 app.add_typer(models.app, name="models")
 app.add_typer(review.app, name="review")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(guard.app, name="guard")
+app.command("scrape-token")(scraping.show_scrape_token)
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(charter.app, name="charter")
 app.add_typer(data.app, name="data")

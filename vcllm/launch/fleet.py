@@ -118,6 +118,10 @@ class Fleet:
                 self.say(f"{state.name} ended unexpectedly and was started again.")
             self._pids[state.name] = state.pid or before
 
+    def pid(self, name: str) -> int:
+        """Of a service's main process, or of `redis`; 0: it does not run at the moment."""
+        return self._running.states()[name].pid
+
     def watch(self) -> None:
         """Return never; LaunchError when a service has been given up."""
         while True:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -20,6 +19,7 @@ from pydantic import SecretStr
 
 from vcllm.launch.errors import LaunchError
 from vcllm.launch.ports import LOOPBACK, free_port
+from vcllm.launch.tether import tethered
 
 START_S = 600.0
 """A large model takes its time."""
@@ -44,7 +44,7 @@ class LocalActor:
             raise LaunchError(f"{self.folder} holds no model: its config.json is missing. Name the model's own folder.")
         self._home = tempfile.TemporaryDirectory(prefix="vcllm-local-")
         self._log = (Path(self._home.name) / "actor.log").open("w+", encoding="utf-8")
-        command = [sys.executable, "-m", "vcllm.launch.tether", sys.executable, "-m", "services.actor"]
+        command = [*tethered("python"), "-m", "services.actor"]
         self._process = subprocess.Popen(command, env=self._environment(), stdout=self._log, stderr=self._log)
         try:
             self.model = self._wait()
@@ -74,7 +74,8 @@ class LocalActor:
             "ACTOR_PORT": str(self.port),
             "ACTOR_HOST": LOOPBACK,
             "VCLLM_HOME": self._home.name,
-            "VCLLM_INTERNAL_TOKEN": self.key.get_secret_value(),
+            "ACTOR_MODEL_KEY": self.key.get_secret_value(),
+            "VCLLM_INTERNAL_TOKEN": secrets.token_urlsafe(32),  # it belongs to no fleet
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ACTOR_UPSTREAM")}
         return {**kept, **own}

@@ -2,8 +2,8 @@
 
 supervisord was chosen over honcho, which restarts nothing and ends everything when one process ends, and over
 a supervisor of our own, which would be a few hundred lines with fewer years behind them: it has bounded
-restarts with back-off, rotated logs, groups that stop in order, and tells its states over a Unix socket. It
-is tethered to this process, and each of its processes to it, so a kill -9 of either leaves nothing running.
+restarts with back-off, rotated logs, groups that stop in order, and tells its states over a Unix socket. Its
+processes are tethered to it, it to a warden, and that to this process, so a kill -9 of any leaves nothing running.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -26,12 +25,12 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 
 from vcllm.launch.errors import LaunchError
-from vcllm.launch.tether import adopt_orphans
+from vcllm.launch.tether import adopt_orphans, tethered
 
 STOP_S = 6
 """How long a service may take to finish what it is doing; then it is killed."""
 END_S = 3.5
-"""How long everything together may take beyond its slowest program; then what is left is killed."""
+"""How long everything together may take beyond its slowest program; then what the warden left is killed."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Supervision:
         configuration.unlink(missing_ok=True)
         with open(os.open(configuration, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
             file.write(self._configuration())
-        command = [*_tethered("python"), "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
+        command = [*tethered("python"), "-m", "vcllm.launch.warden", str(self._slowest_s), str(configuration)]
         with (self.logs / "supervisord.out").open("ab") as out:
             # A group of its own, so that Ctrl-C reaches this process alone.
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0)
@@ -112,16 +111,20 @@ class Supervision:
         if self._process is not None:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(max(program.stop_s for program in self.programs.values()) + END_S)
+                self._process.wait(self._slowest_s + END_S)
             self._sweep()
         shutil.rmtree(self._socket.parent, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
-        """supervisord and all that came of it, wherever it stands in the process tree by now."""
+        """The warden, supervisord and all that came of it, wherever it stands in the process tree by now."""
         return descendants(self._spared)
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
+
+    @property
+    def _slowest_s(self) -> float:
+        return max(program.stop_s for program in self.programs.values())
 
     def _sweep(self) -> None:
         for _ in range(3):  # one that is being killed may still have started another
@@ -182,7 +185,7 @@ class Supervision:
 
     def _section(self, program: Program) -> dict[str, str]:
         return {
-            "command": shlex.join([*_tethered(program.command[0]), *program.command[1:]]),
+            "command": shlex.join([*tethered(program.command[0]), *program.command[1:]]),
             "environment": ",".join(f"{key}={_quoted(value)}" for key, value in program.environment.items()),
             "autostart": "false",
             "autorestart": "true",
@@ -206,11 +209,6 @@ def descendants(spared: Collection[int] = ()) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             found.extend(child.children(recursive=True))
     return found
-
-
-def _tethered(executable: str) -> list[str]:
-    python = sys.executable
-    return [python, "-m", "vcllm.launch.tether", python if executable == "python" else executable]
 
 
 def _group(program: Program) -> str:

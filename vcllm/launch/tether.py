@@ -23,6 +23,11 @@ def main(command: list[str]) -> None:
     os.execvp(command[0], command)
 
 
+def tethered(executable: str) -> list[str]:
+    """The beginning of a command line that is run so; `python` stands for this interpreter."""
+    return [sys.executable, "-m", "vcllm.launch.tether", sys.executable if executable == "python" else executable]
+
+
 def adopt_orphans() -> None:
     """From now on, descendants whose own parent dies become children of this process."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
+from pydantic import SecretStr
 
 from vcllm.contracts.chat import ChatMessage
 from vcllm.contracts.manifests import Role
@@ -180,9 +181,9 @@ def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) 
     return app
 
 
-def guard(shared: Settings, role: Role) -> Any:
-    """The dependency of every route that does work: only services that this role answers get in."""
-    return Depends(services_only(shared.internal_token, role))
+def guard(shared: Settings, role: Role, key: SecretStr = SecretStr("")) -> Any:
+    """The dependency of every route that does work: only services that this role answers get in, and who has `key`."""
+    return Depends(services_only(shared.internal_token, role, key))
 
 
 def _fingerprint(store: ModelStore, role: Role, version: str) -> str | None:

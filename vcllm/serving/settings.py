@@ -59,6 +59,8 @@ class WriterSettings(ServerSettings):
     model_path: Path | None = None
     """A folder with a model that is served as it is under the folder's name, whatever is promoted; None: our versions.
     Needs no Redis."""
+    model_key: SecretStr = SecretStr("")
+    """Whoever sends it as a bearer token may ask that model, besides our services; empty: nobody else may."""
 
     upstream_url: str = ""
     """An OpenAI-compatible server that writes in place of a model here, with or without `/v1`; empty: none."""

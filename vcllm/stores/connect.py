@@ -5,6 +5,8 @@ Redis 6.2 is the floor. A short outage is ridden out here, by retries with back-
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -14,21 +16,27 @@ from redis.retry import Retry
 PREFIX = "vcllm:"
 
 
-def open_redis(url: str, *, patience: int = 12) -> Redis:
+def open_redis(url: str, *, patience: int = 12, answer_s: float | None = None) -> Redis:
     """A client that retries `patience` times, up to 2 s apart, before it lets a connection error through.
 
-    12 tries bridge a restart of about 20 s; 0 fails at once. The stores hold it as `Any`: redis-py types its
-    replies for bytes and for both protocols at once, of which this client sees one kind only.
+    12 tries bridge a restart of about 20 s; 0 fails at once. answer_s: see `connection_options`. The stores hold it as
+    `Any`: redis-py types its replies for bytes and for both protocols at once, of which this client sees one kind only.
     """
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_connect_timeout=3,
-        socket_timeout=15,
-        health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), patience),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError],
-    )
+    return Redis.from_url(url, **connection_options(patience, answer_s))
+
+
+def connection_options(patience: int, answer_s: float | None = None) -> dict[str, Any]:
+    """answer_s: the longest wait for an answer, for somebody who cannot wait again; None: 15 s, and as patient with a
+    Redis that does not answer as with one that is gone."""
+    errors = [RedisConnectionError] if answer_s is not None else [RedisConnectionError, RedisTimeoutError]
+    return {
+        "decode_responses": True,
+        "socket_connect_timeout": min(3.0, answer_s or 3.0),
+        "socket_timeout": answer_s or 15.0,
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialBackoff(cap=2.0, base=0.05), patience, supported_errors=tuple(errors)),
+        "retry_on_error": errors,
+    }
 
 
 def job_key(job_id: str) -> str:
@@ -43,18 +51,50 @@ def events_key(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
 
 
+def events_dropped_key(job_id: str) -> str:
+    return f"{PREFIX}events-dropped:{job_id}"
+
+
 def idempotency_key(owner: str, key: str) -> str:
-    return f"{PREFIX}idempotency:{owner}:{key}"
+    return f"{PREFIX}request:{owner}:{key}"
+
+
+def idempotency_busy_key(owner: str, key: str) -> str:
+    return f"{PREFIX}request-busy:{owner}:{key}"
 
 
 JOBS_BY_TIME = f"{PREFIX}jobs"
 JOBS_RUNNING = f"{PREFIX}jobs:running"
+JOB_COUNTS = f"{PREFIX}jobs:counts"
+FINE_TUNES_BY_TIME = f"{PREFIX}jobs:fine-tunes"
 FENCE = f"{PREFIX}fence"
 KEYS = f"{PREFIX}keys"
+AUDIT = f"{PREFIX}audit"
+AUDIT_HEAD = f"{PREFIX}audit:head"
+FIRST_KEY = f"{PREFIX}keys:first"
+KEYS_USED = f"{PREFIX}keys:used"
+GATEWAYS = f"{PREFIX}gateways"
+
+
+def limits_key(account: str) -> str:
+    return f"{PREFIX}limits:{account}"
+
+
+def usage_key(account: str, period: str) -> str:
+    """period: a day (2026-11-28) or a month (2026-11)."""
+    return f"{PREFIX}usage:{account}:{period}"
+
+
+def gateway_key(gateway: str) -> str:
+    return f"{PREFIX}gateway:{gateway}"
 
 
 def job_lineage_key(job_id: str) -> str:
     return f"{PREFIX}job-lineage:{job_id}"
+
+
+def file_jobs_key(file_id: str) -> str:
+    return f"{PREFIX}file-jobs:{file_id}"
 
 
 def lineage_key(lineage: str) -> str:
@@ -112,6 +152,10 @@ def campaign_archive_key(lineage: str) -> str:
 
 def aliases_key(role: str) -> str:
     return f"{PREFIX}aliases:{role}"
+
+
+def alias_history_key(role: str) -> str:
+    return f"{PREFIX}alias-history:{role}"
 
 
 def servers_key(role: str) -> str:
