@@ -81,6 +81,7 @@ def main() -> int:
     )
     print(f"The gateway listens on http://{limits.host}:{limits.port}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn drains on it, then raises it again: that is the end
+    gc.set_threshold(20_000, 50, 100)
     gc.freeze()  # what the imports made stays for ever, and need not be looked through again and again
     with suppress(KeyboardInterrupt):
         DrainingServer(config, app, limits.drain_pause_s).run(sockets=[listener])

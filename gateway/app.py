@@ -28,6 +28,7 @@ from gateway.guarding.guard import Guard, build_guard
 from gateway.guarding.meter import GuardMeter
 from gateway.guarding.rules import Rules
 from gateway.keyring import KeyRing
+from gateway.lean import LeanRoute
 from gateway.limits import Limits
 from gateway.lookups import Lookups
 from gateway.queue import CeleryQueue, JobQueue
@@ -141,6 +142,8 @@ def create_app(
     for error in (RedisConnectionError, RedisTimeoutError):
         app.add_exception_handler(error, _stores_down)
     refuse_open_routes(app)
+    lean = [route for route in chat.router.routes if isinstance(route, LeanRoute)]
+    app.shortcuts = {(method, route.path): route for route in lean for method in route.methods or ()}
     app.read_by_hand, app.scopes = [ChatRequest], scopes_by_operation
     app.credential = "An API key, as `vcllm keys create` makes it; the scopes are the key's. `admin` has them all."
     app.layers.append(partial(AuditLayer, auditor=lambda: opened[0].audit if opened else None))

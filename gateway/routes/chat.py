@@ -37,7 +37,7 @@ router = APIRouter(route_class=LeanRoute)
 )
 async def chat(request: Request, key: Chatter, state: State) -> Response:
     """Answered by the promoted version, or by the version named where the key may name one."""
-    wanted = await read_json(request, ChatRequest)
+    wanted = await read_json(request, ChatRequest, state.limits.max_body_bytes)
     await _check_model(wanted.model, key, state)
     # What was checked is what is sent: written anew, so that no two parsers can differ about it.
     content = wanted.model_dump_json(exclude_unset=True).encode()

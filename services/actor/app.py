@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
-from pydantic import SecretStr
 from redis.exceptions import RedisError
 
 from services.actor.frames import ChatStream, Head
@@ -71,7 +70,7 @@ def create_app(
     server, shared = server or ActorSettings(), shared or Settings()
     serving, collectors = build_writer("actor", server, shared, engine)
     app = serve_role(serving, shared, *collectors)
-    internal = [guard(shared, "actor", server.model_key if server.model_path is not None else SecretStr(""))]
+    internal = [guard(shared, "actor", server.model_key if server.model_path is not None else None)]
     app.read_by_hand = [ChatRequest]
     app.post(
         "/v1/chat/completions",

@@ -129,6 +129,7 @@ def test_a_chat_is_one_trace_through_gateway_and_actor(gateway: Recorded, stream
     reply = chat(gateway, stream=stream)
 
     name = "POST /v1/chat/completions"
+    wait_until(lambda: gateway.spans.of("gateway", name) and gateway.spans.of("actor", name))  # after the last byte
     [ours], [theirs] = gateway.spans.of("gateway", name), gateway.spans.of("actor", name)
     assert reply.status_code == 200
     assert traces_of(ours, theirs) == {TRACE}

@@ -181,7 +181,7 @@ def serve_role(serving: Serving[Any], shared: Settings, *collectors: Collector) 
     return app
 
 
-def guard(shared: Settings, role: Role, key: SecretStr = SecretStr("")) -> Any:
+def guard(shared: Settings, role: Role, key: SecretStr | None = None) -> Any:
     """The dependency of every route that does work: only services that this role answers get in, and who has `key`."""
     return Depends(services_only(shared.internal_token, role, key))
 

@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vcllm.web.replies import error_reply
@@ -92,12 +93,30 @@ class BodyDeadline:
         return receive_in_time
 
 
-async def read_json(request: Request, model: type[M]) -> M:
-    """The body as a message. A body without a content type is taken for JSON."""
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
+    """The whole body. HTTPException 413 when it is longer, ClientDisconnect when its sender has left."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > max_bytes:
+            raise HTTPException(413)
+    return body
+
+
+async def read_json(request: Request, model: type[M], max_bytes: int | None = None) -> M:
+    """The body as a message. A body without a content type is taken for JSON.
+
+    max_bytes: None: somebody else sees to it.
+    """
     if "json" not in request.headers.get("content-type", "json"):
         raise HTTPException(415)
+    body = await (request.body() if max_bytes is None else read_body(request.receive, max_bytes))
     try:
-        return model.model_validate_json(await request.body())
+        return model.model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from None
