@@ -28,7 +28,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.training import commit
 from tests.fake_actor import FakeActor
 from tests.gateway_world import RECIPE, Gateway, chat_body, create_job
-from tests.servers import RedisServer, serve
+from tests.servers import RedisServer, serve, wait_until
 from tests.unit.test_rounds import LIMITS, VERSIONS, FakeContext, FakeData, play
 from vcllm.contracts.critiques import Critique, CritiqueItem, CritiqueReply, CritiqueRequest, Outcome
 from vcllm.contracts.jobs import JobRecord
