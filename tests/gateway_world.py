@@ -79,7 +79,7 @@ class Gateway:
 
 @contextmanager
 def gateway_on(redis_url: str, home: Path, actor: FakeActor, **options: Any) -> Iterator[Gateway]:
-    """options: of `create_app`; beside them `served` of `serve`, and `body_timeout_s` of the settings."""
+    """options: of `create_app`; beside them `served` of `serve`, and of the settings `body_timeout_s`, `charters`."""
     (home / "recipes").mkdir()
     (home / "recipes" / "tiny.toml").write_text(RECIPE)
     with ExitStack() as stack:
@@ -91,6 +91,7 @@ def gateway_on(redis_url: str, home: Path, actor: FakeActor, **options: Any) -> 
             internal_token=SecretStr("internal"),
             pepper=PEPPER,
             body_timeout_s=options.pop("body_timeout_s", 30.0),
+            charters=options.pop("charters", None),
         )
         served = options.pop("served", {})
         limits = options.pop("limits", GatewaySettings(alias_ttl_s=0))

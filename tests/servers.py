@@ -20,12 +20,13 @@ STARTUP_S = 15.0
 
 
 @contextmanager
-def serve(app: Any, port: int = 0) -> Iterator[str]:
-    """Serve `app` with uvicorn in a thread; gives its address. port: 0: a free one."""
+def serve(app: Any, port: int = 0, **options: Any) -> Iterator[str]:
+    """Serve `app` with uvicorn in a thread; gives its address. port: 0: a free one. options: of `uvicorn.Config`."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=2)
+    options = {"log_level": "critical", "lifespan": "on", "timeout_graceful_shutdown": 2, **options}
+    config = uvicorn.Config(app, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -24,7 +24,7 @@ def load_recipe(folder: Path, name: str) -> Recipe:
     """The recipe `<folder>/<name>.toml`; BadRequest says in one sentence what is wrong with it."""
     file = folder / f"{name}.toml"
     if not re.fullmatch(NAME_PATTERN, name) or not file.is_file():
-        known = ", ".join(recipe_names(folder)) or f"none yet; put one into {folder}"
+        known = ", ".join(recipe_names(folder)) or "none yet; the folder that VCLLM_RECIPES names is empty"
         raise BadRequest(f"There is no recipe '{name}'. There are: {known}.", param="recipe", code="recipe_not_found")
     try:
         return Recipe.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))

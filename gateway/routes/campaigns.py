@@ -175,10 +175,12 @@ def _promoted(state: GatewayState) -> Manifest | None:
 
 
 def _charter_hash(state: GatewayState, recipe: Recipe) -> str:
+    folder = charter_folder(recipe.charter, state.settings.charters)
     try:
-        whole = load_charter(charter_folder(recipe.charter, state.settings.charters))
+        whole = load_charter(folder)
     except CharterError as error:
-        raise BadRequest(f"Charter '{recipe.charter}' cannot be used: {error}", param="recipe") from error
+        fault = str(error).replace(str(folder), recipe.charter)  # where it lies is nobody's business who asks over HTTP
+        raise BadRequest(f"Charter '{recipe.charter}' cannot be used: {fault}", param="recipe") from error
     return used_part(recipe, whole).hash
 
 

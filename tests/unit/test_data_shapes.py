@@ -152,7 +152,7 @@ def test_the_turns_before_a_pairs_query_come_first():
         ({"chosen": [USER, ASSISTANT], "rejected": [{**USER, "content": "How?"}, OTHER]},
          ("/chosen", "shares no user turn with 'rejected': both must begin with the same conversation")),
         ({**own_pair().model_dump(mode="json"), "card": "\ud800"},
-         ("", "holds half a character (an unpaired surrogate): write it again")),
+         ("/card", "holds half a character (an unpaired surrogate): write it again")),
         ({**own_pair().model_dump(mode="json"), "goal": -1},
          ("/goal", "not a pair: Input should be greater than or equal to 0")),
     ],

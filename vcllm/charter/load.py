@@ -129,7 +129,7 @@ def charter_folder(name: str, folder: Path | None) -> Path | None:
 def _card_files(folder: Path) -> list[str]:
     names = sorted(f"cards/{file.name}" for file in (folder / "cards").glob("*.yaml"))
     if not names:
-        raise CharterError("cards: there is no *.yaml file in the charter's folder `cards`: add at least one")
+        raise CharterError(f"cards: there is no *.yaml file in {folder / 'cards'}: add at least one")
     return names
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from vcllm.contracts.base import Contract, Language
-from vcllm.contracts.chat import ChatMessage
+from vcllm.contracts.chat import ChatMessage, Seed
 
 MAX_GOALS = 512
 """Of one request."""
@@ -64,7 +64,7 @@ class AttackRequest(Contract):
     """The conversation so far of every goal, user and assistant by turns; none: all of them begin."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     max_tokens: int = Field(default=64, ge=1, le=1024)
-    seed: int | None = None
+    seed: Seed | None = None
     model: str | None = None
     """A version of the attacker; None: the current one."""
 

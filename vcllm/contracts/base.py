@@ -21,7 +21,14 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 class Contract(BaseModel):
     """A frozen message; an unknown key is refused by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        # Any bound, also this one, makes pydantic refuse half a surrogate pair, which `json.loads` lets through and
+        # neither a tokenizer nor a reply can encode.
+        str_min_length=0,
+    )
 
 
 class Language(StrEnum):

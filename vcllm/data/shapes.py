@@ -229,16 +229,12 @@ class _Reader:
             pair = Pair.model_validate({key: item for key, item in self.raw.items() if key != "weight"})
         except ValidationError as error:
             for fault in error.errors(include_url=False, include_input=False):
-                self.fault("".join(f"/{_escaped(part)}" for part in fault["loc"]), f"not a pair: {fault['msg']}")
+                reason = HALF_CHARACTER if fault["type"] == "string_unicode" else f"not a pair: {fault['msg']}"
+                self.fault("".join(f"/{_escaped(part)}" for part in fault["loc"]), reason)
             return {}
         if self.charter is not None and pair.provenance.charter != self.charter:
             self.fault("/provenance/charter", other_charter(pair.provenance.charter, self.charter))
-        try:
-            row = preference_row(pair)
-        except UnicodeEncodeError:  # its id is a hash of all it holds
-            self.fault("", HALF_CHARACTER)
-            return {}
-        return self.weighed(row)
+        return self.weighed(preference_row(pair))
 
     # Parts of a row.
 
