@@ -39,6 +39,7 @@ STREAMS_AT = (25, 50, 100, 200, 300, 400, 500, 600)
 LATE_MS = 100
 """Of gaps between frames that the upstream sends every 20 ms: whoever sees them at 99 of 100 has fallen behind."""
 PARTS = ("latency", "rate", "streams", "memory")
+GAP = "their longest gap but 1 %"
 PEER_NAME = "LiteLLM proxy"
 MISSING = "LiteLLM is not installed: make .venv-litellm/.made"
 
@@ -134,7 +135,7 @@ def streams(sides: Sides, figures: Figures, pairs: int) -> None:
                     break
                 held, gap_ms = number, found["gap_p99_ms"]
             note(figures, "paced streams held, streams", side, held)
-            note(figures, "their longest gap but 1 %, ms", side, gap_ms)
+            note(figures, f"{GAP}, ms", side, gap_ms)
 
 
 def note_start(sides: Sides, figures: Figures) -> None:
@@ -176,6 +177,10 @@ def make_row(name: str, by_side: dict[int, list[float]]) -> Iterator[Row]:
     name, _, unit = name.rpartition(", ")
     if PEER not in by_side:
         yield lonely_row(name, unit, by_side[OURS], PEER_NAME, MISSING)
+    elif name == GAP:
+        yield lonely_row(name, unit, by_side[OURS], PEER_NAME, "holds another number of streams")
+    elif unit == "streams":  # none held counts as one, or there would be no ratio
+        yield paired_row(name, unit, by_side[OURS], [max(1, held) for held in by_side[PEER]], PEER_NAME)
     elif min(by_side[OURS] + by_side[PEER]) <= 0:  # a ratio of noise says nothing
         yield lonely_row(name, unit, by_side[OURS], PEER_NAME, "a side added nothing that could be measured")
     else:

@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import Request
 from fastapi.routing import APIRoute
 from fastapi.security import SecurityScopes
-from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from gateway.auth import authenticate, scopes_of
@@ -35,9 +34,3 @@ class LeanRoute(APIRoute):
         key = await authenticate(request, self.needed, state)
         response = await self.endpoint(request, key, state)
         await response(scope, receive, send)
-
-    @staticmethod
-    def body(model: type[BaseModel]) -> dict[str, Any]:
-        """What the API's description says of a body that the endpoint reads by itself."""
-        schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

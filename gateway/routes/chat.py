@@ -24,7 +24,7 @@ from vcllm.contracts.problems import NotFound
 from vcllm.web.body import read_json
 from vcllm.web.disconnect import while_there
 from vcllm.web.doorkeeper import DEADLINE_HEADER
-from vcllm.web.openapi import STREAMED
+from vcllm.web.openapi import STREAMED, json_body
 from vcllm.web.replicas import Exchange
 from vcllm.web.sse import stream_response
 from vcllm.web.usage import reply_usage
@@ -32,9 +32,7 @@ from vcllm.web.usage import reply_usage
 router = APIRouter(route_class=LeanRoute)
 
 
-@router.post(
-    "/v1/chat/completions", response_model=ChatReply, responses=STREAMED, openapi_extra=LeanRoute.body(ChatRequest)
-)
+@router.post("/v1/chat/completions", response_model=ChatReply, responses=STREAMED, openapi_extra=json_body(ChatRequest))
 async def chat(request: Request, key: Chatter, state: State) -> Response:
     """Answered by the promoted version, or by the version named where the key may name one."""
     wanted = await read_json(request, ChatRequest, state.limits.max_body_bytes)

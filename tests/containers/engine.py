@@ -85,7 +85,7 @@ def build_images() -> Images:
         arguments = [*options, *extra, "--file", f"{name}/Dockerfile", "--tag", f"vc-llm/{name}:{TAG}"]
         docker("build", *arguments, ".", timeout_s=BUILD_S)
     if pulled:
-        return Images(TAG, redis="redis:7.4.2-bookworm")
+        return Images(TAG, redis="redis:7.4.6-bookworm")
     redis = f"vc-llm/redis:{TAG}"
     docker("build", *options, "--tag", redis, "deploy/images/redis", timeout_s=BUILD_S)
     return Images(TAG, redis)

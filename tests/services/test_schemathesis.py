@@ -14,25 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed", exc_type=ImportError)
-
-import requests  # noqa: E402
-from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
-from hypothesis.errors import Unsatisfiable  # noqa: E402
-from schemathesis import GenerationMode  # noqa: E402
-
-from gateway.app import create_app  # noqa: E402
-from tests.gateway_world import Gateway, add_version  # noqa: E402
-from tests.role_servers import TOKEN, RoleServer, role_servers  # noqa: E402
-from tests.servers import RedisServer  # noqa: E402
-from tests.unit.test_stores_pairs import pair  # noqa: E402
-from tests.unit.test_stores_reviews import item  # noqa: E402
-from vcllm.contracts.keys import Scope  # noqa: E402
-from vcllm.contracts.manifests import Role  # noqa: E402
-from vcllm.stores.aliases import AliasStore  # noqa: E402
-from vcllm.stores.pairs import PairStream  # noqa: E402
-from vcllm.stores.reviews import ReviewStore  # noqa: E402
+from gateway.app import create_app
+from tests.gateway_world import Gateway, add_version
+from tests.role_servers import TOKEN, RoleServer, role_servers
+from tests.servers import RedisServer
+from tests.unit.test_stores_pairs import pair
+from tests.unit.test_stores_reviews import item
+from vcllm.contracts.keys import Scope
+from vcllm.contracts.manifests import Role
+from vcllm.stores.aliases import AliasStore
+from vcllm.stores.pairs import PairStream
+from vcllm.stores.reviews import ReviewStore
 
 EXAMPLES = 8
 """Of each operation and kind of request."""
