@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, path: str) 
         if process.poll() is not None:
             raise RuntimeError(f"{process.args} ended with {process.returncode} before it answered")
         connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
-        with suppress(OSError, http.client.HTTPException):
+        with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("GET", path)
             if connection.getresponse().status == 200:
                 return
