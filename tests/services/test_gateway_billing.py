@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,12 @@ def test_redis_is_not_asked_for_each_chat(gateway: Gateway, client: httpx.Client
 
     seconds = time.monotonic() - begun
     assert redis.info("stats")["total_commands_processed"] - before < 60 * (seconds + 1) < 200 * seconds + 200
+
+
+def test_refusals_are_counted_by_what_was_used_up(gateway: Gateway, client: httpx.Client):
+    """For whoever watches over several gateways."""
+    client.post(CHAT, json=chat_body(max_tokens=10))
+    client.post(CHAT, json=chat_body(max_tokens=999))
+
+    told = gateway[Scope.ADMIN].get("/metrics").text
+    assert re.search(r'^vc_rejected_total\{reason="tokens"\} [1-9]', told, re.MULTILINE)
