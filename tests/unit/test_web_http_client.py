@@ -215,6 +215,21 @@ def test_a_reader_that_is_slow_holds_the_server_up():
     run(work, answer)
 
 
+def test_a_long_body_that_nobody_read_leaves_a_connection_that_works():
+    """All of it had come, more than may wait: the next answer must not wait for ever behind it."""
+    long = b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + b"x" * 300_000
+
+    async def work(server: Server, peer: Peer) -> None:
+        reply = await server.request("GET", "/", headers={})
+        while not reply.is_complete:
+            await asyncio.sleep(0.01)
+        reply.close()
+        peer.answer = OK
+        assert await get(server) == b"ok"
+
+    run(work, long, silence_s=1.0)
+
+
 def test_informational_replies_are_passed_over():
     """The one that was asked for comes after them."""
     answer = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + OK

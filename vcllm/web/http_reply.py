@@ -86,6 +86,7 @@ class Reply:
         if self._closed:
             return
         self._closed = True
+        self._pause(False)
         self._line.release(self._complete and self._keep)
 
     async def begin(self, message: bytes) -> None:
