@@ -41,6 +41,7 @@ class Relay:
         if frames.endswith(DONE):
             frames, tokens = take_usage(frames)
             self._bill.settle(tokens)
+            self._bill.close()  # before the last byte goes out: whoever has it may ask again at once
         return frames
 
     async def aclose(self) -> None:

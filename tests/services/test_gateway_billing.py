@@ -100,6 +100,13 @@ def test_a_place_is_free_again_after_each_way_out(client: httpx.Client):
             assert reply.status_code != 429
 
 
+def test_whoever_has_the_last_frame_may_ask_again_at_once(client: httpx.Client):
+    """With one chat at a time: the place must be free before the end of a stream is known."""
+    statuses = {client.post(CHAT, json=chat_body(max_tokens=1, stream=True)).status_code for _ in range(60)}
+
+    assert statuses == {200}
+
+
 def test_the_actor_is_asked_for_usage_in_streams_only(gateway: Gateway, client: httpx.Client):
     """A whole reply has it anyway."""
     client.post(CHAT, json=chat_body(stream=True))
