@@ -258,6 +258,7 @@ class GuardedStream:
 
     def _end(self) -> bytes:
         """With the usage where it was asked for: the Actor's own, or what the bill says of an answer that was left."""
+        self._bill.close()  # before the last byte goes out, as without a guard
         if self._ended:
             return self._usage + DONE
         return self._write.usage(self._prompt_tokens, self._bill.num_frames) + DONE
