@@ -247,7 +247,7 @@ async def play(chance: random.Random) -> None:
         checks,
         ChatRequest(messages=[{"role": "user", "content": "?"}], n=num, logprobs=logprobs),
         frames_of(Chunks(chance, written(chance, texts, logprobs))),
-        SimpleNamespace(settle=lambda _: None, num_frames=0),
+        SimpleNamespace(settle=lambda _: None, close=lambda: None, num_frames=0),
         1,
         AsyncExitStack(),
         beside=beside,
