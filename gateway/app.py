@@ -43,13 +43,31 @@ from gateway.uploads import MAX_OVERHEAD
 from vcllm.contracts.chat import ChatRequest
 from vcllm.contracts.problems import Unavailable
 from vcllm.settings import Settings
-from vcllm.web.app import create_service
+from vcllm.web.app import Service, create_service
 from vcllm.web.body import Room
 from vcllm.web.browsers import KnownHosts, SafeReplies, cross_origin, read_hosts, read_origins
 from vcllm.web.health import add_health
 from vcllm.web.metrics import add_metrics
 from vcllm.web.replies import problem_reply
 from vcllm.web.tokens import Signer
+
+MODULES = (
+    chat,
+    models,
+    servers,
+    jobs,
+    runs,
+    campaigns,
+    keys,
+    lineage,
+    reviews,
+    audit,
+    versions,
+    files,
+    fine_tuning,
+    guard,
+)
+"""Of routes."""
 
 
 def create_app(
@@ -60,7 +78,7 @@ def create_app(
 ) -> FastAPI:
     """settings, limits: None: from the environment. queue: None: Celery on the settings' Redis.
 
-    ValueError when a secret is missing.
+    ValueError when a secret is missing or the charter cannot be used.
     """
     settings = settings or Settings()
     limits = limits or GatewaySettings()
@@ -91,21 +109,29 @@ def create_app(
     app.state.draining = False
     for collector in (Upstreams, Door):
         registry.register(collector(lambda: opened[0] if opened else None))
+    add_metrics(app, registry, dependencies=[SCRAPER])
+    _add_health(app, opened, limits.key_grace_s)
+    _add_routes(app, limits)
+    _add_layers(app, opened, limits)
+    return app
+
+
+def _add_health(app: Service, opened: list[GatewayState], key_grace_s: float) -> None:
+    """While Redis is away it is ready for chat, as long as keys are trusted that were known before."""
 
     def ready() -> str | None:
         if app.state.draining:
             return "The gateway is shutting down."
         if not opened:
             return "The gateway is starting."
-        # While Redis is away chat goes on, as long as keys are trusted that were known before.
-        gate = opened[0].gate
-        return gate.fault if gate.away_for(limits.key_grace_s) else None
+        return opened[0].gate.fault if opened[0].gate.away_for(key_grace_s) else None
 
     add_health(app, ready=ready, whole=lambda: opened[0].gate.fault if opened else None)
-    add_metrics(app, registry, dependencies=[SCRAPER])
-    for module in (chat, models, servers, jobs, runs, campaigns, keys, lineage, reviews, audit):
-        app.include_router(module.router)
-    for module in (versions, files, fine_tuning, guard):
+
+
+def _add_routes(app: Service, limits: GatewaySettings) -> None:
+    """AssertionError when one of them names no scope."""
+    for module in MODULES:
         app.include_router(module.router)
     app.include_router(files.uploads, max_body_size=limits.max_upload_bytes + MAX_OVERHEAD)
     for error in (RedisConnectionError, RedisTimeoutError):
@@ -115,13 +141,16 @@ def create_app(
     app.shortcuts = {(method, route.path): route for route in lean for method in route.methods or ()}
     app.read_by_hand, app.scopes = [ChatRequest], scopes_by_operation
     app.credential = "An API key, as `vcllm keys create` makes it; the scopes are the key's. `admin` has them all."
+
+
+def _add_layers(app: Service, opened: list[GatewayState], limits: GatewaySettings) -> None:
+    """Innermost first."""
     app.layers.append(partial(AuditLayer, auditor=lambda: opened[0].audit if opened else None))
     app.layers.append(SafeReplies)
     if hosts := read_hosts(limits.allowed_hosts):
         app.layers.append(partial(KnownHosts, hosts=hosts))
     if origins := read_origins(limits.cors_origins):
         app.layers.append(cross_origin(origins))
-    return app
 
 
 def refuse_missing_secrets(settings: Settings) -> None:

@@ -17,7 +17,6 @@ from vcllm.web.doorkeeper import DEADLINE_HEADER
 from vcllm.web.http_reply import BrokeOff
 from vcllm.web.problems import problem_of
 from vcllm.web.replicas import Exchange
-from vcllm.web.tracing import request_id
 from vcllm.web.usage import USAGE_HEADER
 
 VERSION = "x-vc-version"
@@ -28,7 +27,7 @@ BROKE_OFF = "The answer broke off: its Actor is gone. Ask again."
 
 async def ask(state: GatewayState, content: bytes, deadline_ms: str | None, stream: bool) -> Exchange:
     """The beginning of an Actor's reply, whatever its status. UpstreamFailed after a long silence."""
-    headers = {"content-type": "application/json", "x-request-id": request_id.get()}
+    headers = {"content-type": "application/json"}
     if stream:
         headers[USAGE_HEADER] = "1"
     if deadline_ms is not None:

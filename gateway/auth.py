@@ -40,7 +40,7 @@ async def authorize(request: Request, response: Response, needed: SecurityScopes
     Overloaded when they are too many; Unavailable while Redis is too slow or away, so that nobody waits for it.
     """
     record = await authenticate(request, needed, state)
-    if state.gate.fault is not None or not state.sharing.in_touch:
+    if state.gate.fault is not None:
         raise Unavailable("Redis does not answer in time; until it does, only chat is served.", retry_after_s=5)
     for name, value in state.quota.count(record):
         response.headers[name.decode()] = value.decode()

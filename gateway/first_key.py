@@ -10,7 +10,7 @@ from vcllm.contracts.keys import Scope
 from vcllm.stores.api_keys import KeyStore
 from vcllm.stores.audit import AuditLog
 from vcllm.stores.connect import FIRST_KEY
-from vcllm.stores.models import write_atomic
+from vcllm.stores.models import write_private
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def make_first_key(keys: KeyStore, home: Path) -> str | None:
 def _make(keys: KeyStore, file: Path) -> str:
     """The file is tried first: a key that nobody can read would keep another from being made."""
     try:
-        _write(file, "")
+        write_private(file, "")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         return (
@@ -50,18 +50,8 @@ def _make(keys: KeyStore, file: Path) -> str:
         key, record = keys.create(NAME, [Scope.ADMIN])
         doing.target = record.id
         try:
-            _write(file, key)
+            write_private(file, key)
         except OSError:
             keys.revoke(record.id)
             raise
     return f"There was no API key yet. One for administrators, {record.id}, is in {file}: keep it, or move it away."
-
-
-def _write(file: Path, content: str) -> None:
-    """For the owner's eyes only, from the first byte on."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    umask = os.umask(0o077)
-    try:
-        write_atomic(file, content.encode())
-    finally:
-        os.umask(umask)

@@ -30,8 +30,6 @@ T = TypeVar("T")
 EVERY_S = 1.0
 SOONEST_S = 0.05
 """Between two exchanges that were asked for."""
-OUT_OF_TOUCH_S = 5.0
-"""Silence of Redis after which nothing but chat is served: a slow Redis is worse than none."""
 LAST_TRIP_S = 2.0
 """How long the last exchange of a gateway that stops may take."""
 MAX_ACCOUNTS = 500
@@ -61,15 +59,9 @@ class Sharing:
         self._is_lost = False
         self._trip: Trip | None = None
         self._num_trips = 0
-        self._heard_at = limits.clock()
         self._wanted = asyncio.Event()
         self._thread: CapacityLimiter | None = None
         limits.wake = self._wanted.set
-
-    @property
-    def in_touch(self) -> bool:
-        """Redis answered a moment ago."""
-        return self.limits.clock() - self._heard_at < OUT_OF_TOUCH_S
 
     @property
     def is_wanted(self) -> bool:
@@ -97,7 +89,6 @@ class Sharing:
         """One trip; whether it was answered. What was not is told again, under the same number."""
         self._wanted.clear()
         trip = self._trip = self._trip or self._pack()
-        begun = self.limits.clock()
         try:
             shared = await self._in_thread(
                 partial(self.store.exchange, self.gateway, trip.number, trip.spent, trip.used)
@@ -109,7 +100,7 @@ class Sharing:
             return False
         if self._is_lost:
             log.warning("Redis answers again: limits of keys are kept by all gateways together.")
-        self._trip, self._is_lost, self._heard_at = None, False, begun
+        self._trip, self._is_lost = None, False
         self._unpack(trip, shared)
         return True
 

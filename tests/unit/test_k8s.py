@@ -12,23 +12,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from tests.unit.test_compose import COMPOSE, CONTAINERS
 from vcllm.contracts.jobs import Queue
-from vcllm.launch.services import SERVICES, Places, Service, environment, secret_names
+from vcllm.launch.services import SERVICES, Service, environment, secret_names
 from vcllm.stores.connect import JOBS_RUNNING
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "deploy" / "k8s"
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-CLUSTER = Places(
-    home="/var/lib/vcllm",
-    recipes="/app/recipes",
-    data="/app/data",
-    redis_url="redis://redis:6379/0",
-    urls={"attacker": "http://attacker:8101", "actor": "http://actor:8201", "critic": "http://critic:8301"},
-    secrets="/run/secrets",
-    cores=2,
-    host="0.0.0.0",
-)
 SERVERS = [service for service in SERVICES if service.port]
 ASKERS = {"gateway", "trainer-rollouts"}
 """Who speaks to role servers; the other trainers know their addresses only because all are told the same."""
@@ -94,7 +84,7 @@ def test_a_pod_runs_the_launchers_command(service: Service) -> None:
 
 @each_service
 def test_a_pod_is_told_what_the_launcher_tells(service: Service) -> None:
-    assert told(container(pod(service.name))) == environment(service, CLUSTER)
+    assert told(container(pod(service.name))) == environment(service, CONTAINERS)
 
 
 @each_service

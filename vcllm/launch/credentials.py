@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from vcllm.settings import Settings
-from vcllm.stores.models import write_atomic
+from vcllm.stores.models import write_private
 
 DEMO_KEY = "demo_key"
 """File with the API key that the launcher makes for whoever sits at this machine."""
@@ -43,13 +42,7 @@ def read_secret(home: Path, name: str) -> str | None:
 
 
 def write_secret(home: Path, name: str, value: str) -> None:
-    folder = home / "secrets"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    umask = os.umask(0o077)
-    try:
-        write_atomic(folder / name, value.encode())
-    finally:
-        os.umask(umask)
+    write_private(home / "secrets" / name, value)
 
 
 def _given(secret: SecretStr) -> SecretStr | None:

@@ -185,6 +185,16 @@ def write_atomic(file: Path, content: bytes) -> None:
         raise translate_full_disk(error, file) from error
 
 
+def write_private(file: Path, content: str) -> None:
+    """As `write_atomic`, for the owner's eyes only from the first byte on; the folder, where it is made, as well."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    umask = os.umask(0o077)
+    try:
+        write_atomic(file, content.encode())
+    finally:
+        os.umask(umask)
+
+
 def fsync(path: Path) -> None:
     """Push a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

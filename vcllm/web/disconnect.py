@@ -19,14 +19,15 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[T]) -> T:
 
     The request's body must have been read before. `work` has ended when this returns, whichever way.
     """
-    return await unless_gone(disconnected(request.receive), work)
+    async with while_there(request.receive):
+        return await work
 
 
 @asynccontextmanager
 async def while_there(receive: Receive) -> AsyncIterator[None]:
     """Cancels the block when the client goes away (then: ClientDisconnect).
 
-    The request's body must have been read before. Cheaper than `cancel_on_disconnect`: the block stays in its task.
+    The request's body must have been read before. The block stays in its task.
     """
     task = asyncio.current_task()
     assert task is not None, "runs in a task"
@@ -41,9 +42,11 @@ async def while_there(receive: Receive) -> AsyncIterator[None]:
     watch = asyncio.ensure_future(disconnected(receive))
     watch.add_done_callback(leave)
     try:
-        yield
-        if gone:  # it was cancelled, and has not heard of it yet
-            await asyncio.sleep(0)
+        try:
+            yield
+        finally:
+            if gone:  # it was cancelled, and may not have heard of it yet
+                await asyncio.sleep(0)
     except asyncio.CancelledError:
         if gone and not task.uncancel():
             raise ClientDisconnect from None
