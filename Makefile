@@ -86,6 +86,10 @@ chaos: $(VENV)/.dev ## Kill every service in every phase of a job: is anything l
 bench-gateway: $(VENV)/.dev .venv-litellm/.made ## The gateway beside LiteLLM's proxy: latency, answers a second, streams, memory
 	$(BIN)/python -m benchmarks.gateway $(ARGS)
 
+.PHONY: bench-gateway-soak
+bench-gateway-soak: $(VENV)/.dev ## The gateway's memory over an hour of chats, streams, readers who leave and wrong keys
+	$(BIN)/python -m benchmarks.gateway_soak $(ARGS)
+
 .PHONY: bench-scale
 bench-scale: $(VENV)/.dev ## Answers a second from 1 to 64 replicas that are bound by their device
 	$(BIN)/python -m benchmarks.scale $(ARGS)

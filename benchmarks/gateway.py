@@ -1,6 +1,6 @@
 """The gateway beside LiteLLM's proxy, in the same shape and on the same work, in turns.
 
-    python -m benchmarks.gateway [--pairs 5] [--only latency,rate,streams,memory] [--soak-s 60]
+    python -m benchmarks.gateway [--pairs 5] [--only latency,rate,streams,memory] [--load-s 60]
 
 Each gateway has one core, mock upstream and load share another. What a gateway adds is its latency less that of asking
 the mock directly in the same round. Nothing here leaves the loopback interface, and each measurement has its end.
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="Of one closed loop.")
     parser.add_argument("--only", default=",".join(PARTS), help=f"Some of {', '.join(PARTS)}.")
-    parser.add_argument("--soak-s", type=float, default=60.0, help="Of steady load after which memory is looked at.")
+    parser.add_argument("--load-s", type=float, default=60.0, help="Of steady load after which memory is looked at.")
     args = parser.parse_args()
     parts = args.only.split(",")
     figures: Figures = defaultdict(lambda: defaultdict(list))
@@ -90,7 +90,7 @@ def main() -> None:
             if "streams" in parts:
                 streams(sides, figures, args.pairs)
             if "memory" in parts:
-                soak(sides, figures, args.soak_s)
+                memory_after_load(sides, figures, args.load_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [row for name, by_side in figures.items() for row in make_row(name, by_side)]
@@ -144,7 +144,7 @@ def note_start(sides: Sides, figures: Figures) -> None:
         note(figures, "memory when idle, MB", side, server.rss_mb)
 
 
-def soak(sides: Sides, figures: Figures, seconds: float) -> None:
+def memory_after_load(sides: Sides, figures: Figures, seconds: float) -> None:
     """Memory after steady load, and by how much it has grown in the second half of it."""
     for side in sides.running:
         ask(sides, side, 16, seconds / 2)

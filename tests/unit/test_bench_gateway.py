@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 from benchmarks.gateway import GAP, OURS, PEER, make_row
 from benchmarks.gateway_load import Task, paced_streams, quantile, whole_answers
 from benchmarks.gateway_mock import Connection, Mock
+from benchmarks.gateway_soak import make_rows, sentence
 from benchmarks.scale import row
 
 BODY: dict[str, Any] = {"model": "vc-llm", "messages": [{"role": "user", "content": "hello"}]}
@@ -132,3 +134,15 @@ def test_scaling_is_held_against_what_the_replicas_and_the_gateway_can_do():
     """Up to the gateway's own limit, by the number of replicas."""
     assert row(4, [90.0], ideal=100.0, limit=1000.0)["ratio"] == 0.9
     assert row(64, [950.0], ideal=2000.0, limit=1000.0)["ratio"] == 0.95
+
+
+def test_growth_is_that_of_the_second_half():
+    """A gateway that warms up for half an hour, and then keeps 2 MB more every hour."""
+    samples = [(minute / 60, 90.0 + minute / 3) for minute in range(0, 30)]
+    samples += [(minute / 60, 100.0 + 2 * (minute - 30) / 60) for minute in range(30, 61)]
+
+    found = sentence(make_rows(samples, Counter(answered=5, streamed=4, left=3, refused=2)))
+
+    assert "60 minutes, 5 answered, 4 streamed, 3 left, 2 refused" in found
+    assert "90.0 MB after the first round, 100.0 MB at half time, 101.0 MB at the end" in found
+    assert "+2.00 MB an hour in the second half" in found
