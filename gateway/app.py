@@ -14,6 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.audit import AuditLayer
 from gateway.auth import SCRAPER, refuse_open_routes, scopes_by_operation
+from gateway.fine_tuning.uploads import MAX_OVERHEAD
 from gateway.guarding.guard import build_guard
 from gateway.guarding.meter import GuardMeter
 from gateway.guarding.rules import Rules
@@ -39,7 +40,6 @@ from gateway.routes import (
 )
 from gateway.settings import GatewaySettings
 from gateway.state import GatewayState
-from gateway.uploads import MAX_OVERHEAD
 from vcllm.contracts.chat import ChatRequest
 from vcllm.contracts.problems import Unavailable
 from vcllm.settings import Settings

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from fastapi import Request
 
-from gateway.billing import Bill
+from gateway.quotas.billing import Bill
 from gateway.state import GatewayState
 from vcllm.contracts.problems import Problem, UpstreamFailed
 from vcllm.web.doorkeeper import DEADLINE_HEADER

@@ -11,18 +11,18 @@ from functools import partial
 from anyio import CapacityLimiter, to_thread
 from redis.exceptions import RedisError
 
-from gateway.accounts import Defaults
 from gateway.anchors import AnchorKeeper
 from gateway.audit import Auditor
-from gateway.checking import Checker
+from gateway.fine_tuning.checking import Checker
 from gateway.first_key import make_first_key
 from gateway.guarding.guard import Guard
 from gateway.keyring import KeyRing
-from gateway.limits import Limits
 from gateway.lookups import Lookups
 from gateway.queue import CeleryQueue, JobQueue
+from gateway.quotas.accounts import Defaults
+from gateway.quotas.limits import Limits
+from gateway.quotas.sharing import Sharing
 from gateway.settings import GatewaySettings
-from gateway.sharing import Sharing
 from gateway.state import GatewayState
 from vcllm.contracts.manifests import Role
 from vcllm.contracts.problems import Problem

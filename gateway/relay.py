@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from gateway.asking import BROKE_OFF
-from gateway.billing import Bill
+from gateway.quotas.billing import Bill
 from vcllm.contracts.problems import UpstreamFailed
 from vcllm.web.http_reply import BrokeOff
 from vcllm.web.replicas import Exchange

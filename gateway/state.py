@@ -9,14 +9,14 @@ from fastapi import Depends, Request
 from redis import Redis
 
 from gateway.audit import Auditor
-from gateway.checking import Checker
+from gateway.fine_tuning.checking import Checker
 from gateway.guarding.guard import Guard
 from gateway.keyring import KeyRing
-from gateway.limits import Limits
 from gateway.lookups import Lookups
 from gateway.queue import JobQueue
+from gateway.quotas.limits import Limits
+from gateway.quotas.sharing import Sharing
 from gateway.settings import GatewaySettings
-from gateway.sharing import Sharing
 from vcllm.contracts.jobs import JobRecord
 from vcllm.settings import Settings
 from vcllm.stores.aliases import AliasStore

@@ -15,7 +15,6 @@ from fastapi import Request, Response
 from pydantic import ValidationError
 
 from gateway.asking import ask, read_reply, refusal_of, stamps
-from gateway.billing import BYTES_PER_TOKEN, Bill
 from gateway.guarding.checks import Checks
 from gateway.guarding.critics import Deadline
 from gateway.guarding.frames import RefusalWriter, frames_of, new_head, usage_of
@@ -23,6 +22,7 @@ from gateway.guarding.observing import ObservedStream
 from gateway.guarding.opinions import gravest
 from gateway.guarding.rules import Rule
 from gateway.guarding.stream import GuardedStream
+from gateway.quotas.billing import BYTES_PER_TOKEN, Bill
 from gateway.relay import Relay
 from gateway.state import GatewayState
 from vcllm.contracts.chat import ChatReply, ChatRequest, Choice, ReplyMessage

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gateway.billing import Bill
 from gateway.guarding.checks import Checks
 from gateway.guarding.frames import (
     NOT_OURS,
@@ -28,6 +27,7 @@ from gateway.guarding.frames import (
 )
 from gateway.guarding.holdback import HoldBack, Span
 from gateway.guarding.opinions import Look, gravest
+from gateway.quotas.billing import Bill
 from vcllm.contracts.chat import ChatRequest
 from vcllm.contracts.guard import GuardStage, GuardVerdict
 from vcllm.contracts.problems import UpstreamFailed

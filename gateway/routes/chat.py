@@ -13,9 +13,9 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.asking import VERSION, ask, read_reply, refusal_of, stamps
 from gateway.auth import Chatter, allows
-from gateway.billing import Bill
 from gateway.guarding.chat import GuardedChat
 from gateway.lean import LeanRoute
+from gateway.quotas.billing import Bill
 from gateway.relay import Relay
 from gateway.state import GatewayState, State
 from vcllm.contracts.chat import ALIGNED_MODEL, ChatReply, ChatRequest

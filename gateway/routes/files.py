@@ -15,8 +15,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
 from gateway.auth import JobReader, JobWriter
+from gateway.fine_tuning.uploads import Form, receive
 from gateway.state import GatewayState, State
-from gateway.uploads import Form, receive
 from vcllm.contracts.files import FileCheck, FileDeleted, FileList, FileObject, FileRecord
 from vcllm.contracts.problems import BadRequest, Conflict, NotFound, Unavailable
 from vcllm.stores.models import NoSpace

@@ -12,11 +12,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from gateway.auth import JobReader, JobWriter
+from gateway.fine_tuning.requests import USES, find_parent, settle
+from gateway.fine_tuning.views import EVENT_PREFIX, shown_checkpoint, shown_event, shown_job
 from gateway.once import IdempotencyKey, once, still_at_work
 from gateway.routes import jobs
 from gateway.state import GatewayState, State
-from gateway.tuned import EVENT_PREFIX, shown_checkpoint, shown_event, shown_job
-from gateway.tuning import USES, find_parent, settle
 from vcllm.contracts.files import FileCheck, InvalidRows, Use
 from vcllm.contracts.fine_tuning import (
     FineTune,

@@ -18,7 +18,7 @@ import openai
 import pytest
 from fastapi import Response
 
-from gateway.checking import check_file
+from gateway.fine_tuning.checking import check_file
 from gateway.routes.fine_tuning import create_job
 from gateway.settings import GatewaySettings
 from tests.fake_actor import FakeActor

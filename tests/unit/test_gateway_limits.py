@@ -6,9 +6,9 @@ import timeit
 
 import pytest
 
-from gateway.accounts import Defaults
-from gateway.buckets import told_duration
-from gateway.limits import Limits, RawHeaders
+from gateway.quotas.accounts import Defaults
+from gateway.quotas.buckets import told_duration
+from gateway.quotas.limits import Limits, RawHeaders
 from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Period, Scope
 from vcllm.contracts.problems import Overloaded, QuotaExceeded
 from vcllm.web.replies import problem_reply

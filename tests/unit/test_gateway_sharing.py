@@ -11,8 +11,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from gateway.limits import Limits
-from gateway.sharing import EVERY_S, Sharing
+from gateway.quotas.limits import Limits
+from gateway.quotas.sharing import EVERY_S, Sharing
 from tests.unit.test_gateway_limits import Clock, a_key
 from vcllm.contracts.keys import Budget, KeyRecord, Period
 from vcllm.contracts.problems import Overloaded, QuotaExceeded

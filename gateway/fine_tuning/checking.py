@@ -1,6 +1,6 @@
 """Reads every line of an uploaded file and says what is wrong with it, in a process of its own.
 
-    python -m gateway.checking sft FILE
+    python -m gateway.fine_tuning.checking sft FILE
 
 A file of 100 MB keeps a processor busy for many seconds, and may hold lines that take a lot of memory to parse. In the
 gateway's own process both would be felt by everybody who chats. What rows must look like is the business of
@@ -56,7 +56,7 @@ class Checker:
             self._turn.release()
 
     def _run(self, file: Path, use: Use | None, say_so: Callable[[], None]) -> FileCheck:
-        command = [sys.executable, "-m", "gateway.checking", use or "any", str(file)]
+        command = [sys.executable, "-m", "gateway.fine_tuning.checking", use or "any", str(file)]
         # It needs nothing of what the gateway is told, secrets least of all.
         around = {name: value for name, value in os.environ.items() if not name.startswith(("VCLLM_", "GATEWAY_"))}
         deadline = time.monotonic() + LONGEST_S

@@ -22,7 +22,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter, move_on_after, to_thread
 from redis.exceptions import RedisError
 
-from gateway.limits import Limits
+from gateway.quotas.limits import Limits
 from vcllm.stores.limits import LimitStore, Shared, Spent
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.limits import Limits
+from gateway.quotas.limits import Limits
 from vcllm.contracts.chat import ChatRequest
 from vcllm.contracts.keys import KeyRecord
 

@@ -1,6 +1,6 @@
 """Limits and budgets of keys, decided here and now: what several gateways spend is brought together beside it.
 
-For one event loop, not for threads; nothing here waits. `gateway.sharing` keeps gateways in step.
+For one event loop, not for threads; nothing here waits. `gateway.quotas.sharing` keeps gateways in step.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from gateway.accounts import Account, Defaults
-from gateway.buckets import Bucket, told_duration
+from gateway.quotas.accounts import Account, Defaults
+from gateway.quotas.buckets import Bucket, told_duration
 from vcllm.contracts.keys import KeyRecord
 from vcllm.contracts.problems import Overloaded, Problem, QuotaExceeded
 

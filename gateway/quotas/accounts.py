@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.buckets import Bucket
+from gateway.quotas.buckets import Bucket
 from vcllm.contracts.keys import Budget, KeyRecord, Period
 from vcllm.stores.limits import Left, Spent, period_end
 

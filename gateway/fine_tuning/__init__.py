@@ -1,0 +1,1 @@
+"""Files and fine-tuning jobs as the OpenAI API speaks of them."""
