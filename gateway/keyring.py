@@ -33,6 +33,6 @@ class KeyRing:
         self.used[record.id] = time.time()
         return record
 
-    def forget(self, key_id: str) -> None:
-        """A key that was revoked or rotated here is looked up again."""
-        self._records.forget(lambda record: record.id == key_id)
+    def forget(self, *key_ids: str) -> None:
+        """Keys that were changed, revoked or rotated here are looked up again."""
+        self._records.forget(lambda record: record.id in key_ids)

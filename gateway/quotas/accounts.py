@@ -35,20 +35,17 @@ class Account:
         "num_tokens",
         "requests",
         "slots",
+        "terms",
         "tokens",
         "used",
     )
 
     def __init__(self, record: KeyRecord, defaults: Defaults, now: float, share: float) -> None:
-        limits = record.limits
-        per_minute = _chosen(limits.requests_per_minute, defaults.requests_per_minute)
-        self.requests = Bucket(per_minute, per_minute / 60, now, share) if per_minute else None
-        per_minute = _chosen(limits.tokens_per_minute, defaults.tokens_per_minute)
-        self.tokens = Bucket(per_minute, per_minute / 60, now, share) if per_minute else None
-        chats = _chosen(limits.concurrent_chats, defaults.concurrent_chats)
-        self.slots = Bucket(chats, 0.0, now, share) if chats else None
         self.name = record.counted_as
-        self.budget: Budget | None = record.budget
+        self.requests: Bucket | None = None
+        self.tokens: Bucket | None = None
+        self.slots: Bucket | None = None
+        self.budget: Budget | None = None
         self.budget_ends = 0.0
         """Unix second at which `used` begins anew."""
         self.used = 0
@@ -61,6 +58,23 @@ class Account:
         """Not told yet."""
         self.known_at = float("-inf")
         """When all was last known that the others had spent."""
+        self.hold_to(record, defaults, now, share)
+
+    def hold_to(self, record: KeyRecord, defaults: Defaults, now: float, share: float) -> None:
+        """The limits and budget of this record, from now on; what is used stays used."""
+        self.terms = record.limits, record.budget
+        limits = record.limits
+        per_minute = _chosen(limits.requests_per_minute, defaults.requests_per_minute)
+        self.requests = _resized(self.requests, per_minute, per_minute / 60, now, share)
+        per_minute = _chosen(limits.tokens_per_minute, defaults.tokens_per_minute)
+        self.tokens = _resized(self.tokens, per_minute, per_minute / 60, now, share)
+        chats = _chosen(limits.concurrent_chats, defaults.concurrent_chats)
+        known, self.slots = self.slots, _resized(self.slots, chats, 0.0, now, share)
+        if known is None and self.slots is not None:
+            self.slots.take(self.chats)
+        before, self.budget = self.budget, record.budget
+        if self.budget is not None and (before is None or before.period is not self.budget.period):
+            self.budget_ends, self.known_at = 0.0, float("-inf")
 
     @property
     def has_news(self) -> bool:
@@ -110,6 +124,16 @@ class Account:
         if self.budget is not None:
             self.used = left.used_today if self.budget.period is Period.DAY else left.used_this_month
         self.known_at = now
+
+
+def _resized(bucket: Bucket | None, capacity: int, per_s: float, now: float, share: float) -> Bucket | None:
+    """capacity: 0: no limit, so no bucket."""
+    if not capacity:
+        return None
+    if bucket is None:
+        return Bucket(capacity, per_s, now, share)
+    bucket.resize(capacity, per_s)
+    return bucket
 
 
 def _chosen(own: int | None, default: int) -> int:

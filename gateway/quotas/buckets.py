@@ -56,6 +56,14 @@ class Bucket:
         if cost > 0:
             self.fresh = False
 
+    def resize(self, capacity: float, per_s: float) -> None:
+        """Hold so much from now on. What is in use stays in use; what comes back with time comes at the new rate."""
+        if not per_s:
+            self.level += capacity - self.capacity
+        self.capacity, self.per_s = capacity, per_s
+        self.level = min(capacity, self.level)
+        self.part = min(capacity, self.level) * self.share
+
     def begin_exchange(self) -> float:
         """What was spent since the last one; from now on it is told."""
         spent, self.spent = self.spent, 0.0

@@ -87,6 +87,8 @@ class Limits:
         if account is None:
             account = Account(record, self.defaults, now, self.share)
             self.accounts[account.name] = account
+        elif account.terms != (record.limits, record.budget):
+            account.hold_to(record, self.defaults, now, self.share)
         if now - account.known_at > STALE_S:
             self.wake()
         return account

@@ -1,4 +1,4 @@
-"""API keys: made, listed, rotated and revoked by administrators. A key is shown once, when it is made."""
+"""API keys: made, listed, changed, rotated and revoked by administrators. A key is shown once, when it is made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.auth import Admin
 from gateway.state import State
 from vcllm.contracts.base import Contract
 from vcllm.contracts.guard import GuardMode
-from vcllm.contracts.keys import Budget, KeyLimits, KeyName, KeyRecord, KeyUsage, Scopes
+from vcllm.contracts.keys import Budget, KeyChange, KeyLimits, KeyName, KeyRecord, KeyUsage, Scopes
 
 DAY_S = 86400.0
 CENTURY_S = 100 * 365 * DAY_S
@@ -95,6 +95,17 @@ def get_key(key_id: str, admin: Admin, state: State) -> KeyShown:
 def get_usage(key_id: str, admin: Admin, state: State, days: Days = 30) -> KeyUsage:
     """Of the last `days` days, in UTC; an answer is counted within a second or two of its end."""
     return state.sharing.store.usage_of(state.keys.store.get(key_id), days)
+
+
+@router.patch("/{key_id}")
+def change_key(key_id: str, admin: Admin, state: State, body: KeyChange) -> KeyShown:
+    """Limits, budget or guard, here at once, and on every other gateway within seconds.
+
+    What is used stays used. Keys that came from each other by rotation share limits and budget, so all of them change.
+    """
+    record, *others = state.keys.store.change(key_id, body)
+    state.keys.forget(record.id, *(other.id for other in others))
+    return KeyShown(**record.model_dump(), last_used=state.keys.store.last_used().get(record.id))
 
 
 @router.post("/{key_id}/rotate", status_code=201)

@@ -146,6 +146,38 @@ def test_a_wrong_key_is_not_made(gateway: Gateway, fields: dict[str, Any], param
     assert gateway.redis.hlen(KEYS) == 1, "the administrator's"
 
 
+def test_a_key_is_changed_while_it_is_used(gateway: Gateway):
+    """At once, although it was in the cache; what is used stays used, and what is not named stays."""
+    key = make(gateway, limits={"requests_per_minute": 1}, budget={"tokens": 1000})
+    ask(gateway, key)
+    error_of(ask(gateway, key), 429)
+    admin, path = gateway[Scope.ADMIN], f"/v1/keys/{key['id']}"
+
+    raised = admin.patch(path, json={"limits": {"requests_per_minute": 0}})
+    assert raised.json()["limits"]["requests_per_minute"] == 0
+    assert ask(gateway, key).status_code == 200
+    shrunk = admin.patch(path, json={"budget": {"tokens": 20, "period": "month"}})
+    assert shrunk.json()["limits"]["requests_per_minute"] == 0
+
+    wait_until(lambda: ask(gateway, key).status_code == 429, timeout_s=4)
+    assert error_of(ask(gateway, key), 429)["code"] == "insufficient_quota"
+    wait_until(lambda: admin.get(f"{path}/usage").json()["used"] == 20, timeout_s=4)
+    assert admin.patch(path, json={"budget": None}).json()["budget"] is None
+    assert ask(gateway, key).status_code == 200
+
+
+def test_a_change_says_what_and_of_what(gateway: Gateway):
+    """Nothing, something unknown, and a key that is not there are refused with a reason."""
+    key, admin = make(gateway), gateway[Scope.ADMIN]
+    path = f"/v1/keys/{key['id']}"
+
+    assert "Say what" in error_of(admin.patch(path, json={}), 400)["message"]
+    assert "Say what" in error_of(admin.patch(path, json={"limits": {}}), 400)["message"]
+    assert error_of(admin.patch(path, json={"scopes": ["admin"]}), 400)["param"] == "scopes"
+    error_of(admin.patch("/v1/keys/unknown", json={"budget": None}), 404)
+    assert admin.get(path).json()["limits"] == key["limits"]
+
+
 def test_a_rotated_key_lives_out_its_overlap(gateway: Gateway):
     """Both open the same meanwhile; then the old one has expired and the new one is what is left."""
     old = make(gateway, ttl_s=3600)

@@ -199,6 +199,41 @@ def test_defaults_hold_for_keys_that_say_nothing():
     assert limits().admit(a_key()).headers == []
 
 
+def test_a_changed_limit_holds_at_once_and_keeps_what_is_used():
+    """Lowered, it leaves no more than it holds; raised, it fills at its new rate; dropped, nothing is held back."""
+    gate = limits()
+    grants = [gate.admit(a_key(requests_per_minute=60, concurrent_chats=2)) for _ in range(2)]
+    with pytest.raises(Overloaded, match="at once"):
+        gate.admit(a_key(requests_per_minute=60, concurrent_chats=2))
+
+    grants.append(gate.admit(a_key(requests_per_minute=10, concurrent_chats=3)))
+    assert told(grants[-1].headers) == {"limit-requests": "10", "remaining-requests": "9", "reset-requests": "6s"}
+    with pytest.raises(Overloaded, match="3 chats at once"):
+        gate.admit(a_key(requests_per_minute=10, concurrent_chats=3))
+    gate.admit(a_key()).release()
+    with pytest.raises(Overloaded, match="3 chats at once"):
+        gate.admit(a_key(concurrent_chats=3))
+    for grant in grants:
+        grant.release()
+
+    kept = [gate.admit(a_key(concurrent_chats=3)) for _ in range(3)]
+    assert gate.accounts["k1"].slots.level == 0
+    assert len(kept) == 3
+
+
+def test_a_changed_budget_keeps_what_is_used():
+    """A larger one lets in again, a smaller one refuses; none at all asks nothing."""
+    gate = limits()
+    gate.admit(a_key(budget=Budget(tokens=10)), tokens=10).release()
+    with pytest.raises(QuotaExceeded):
+        gate.admit(a_key(budget=Budget(tokens=10)))
+
+    gate.admit(a_key(budget=Budget(tokens=20))).release()
+    with pytest.raises(QuotaExceeded):
+        gate.admit(a_key(budget=Budget(tokens=5)))
+    gate.admit(a_key()).release()
+
+
 def test_rotated_keys_share_an_account():
     """Two keys of which one replaced the other have one limit, not two."""
     gate, old = limits(), a_key(requests_per_minute=1)

@@ -11,8 +11,9 @@ from pydantic import SecretStr
 from redis import Redis
 
 from tests.unit.test_cli import run
+from vcllm.commands.amounts import budget_of, lifetime_of, overlap_of, seconds_of
 from vcllm.commands.errors import CommandError
-from vcllm.commands.lifetimes import budget_of, lifetime_of, overlap_of, seconds_of
+from vcllm.contracts.guard import GuardMode
 from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Period, Scope
 from vcllm.contracts.problems import Unauthenticated
 from vcllm.stores.api_keys import KeyStore
@@ -73,6 +74,10 @@ def test_a_key_may_chat_unless_more_is_said(keys: Any, store: KeyStore) -> None:
         (["create", ""], "1 to 100 characters"),
         (["rotate", "unknown"], "There is no key 'unknown'"),
         (["rotate", "unknown", "--overlap", "-1h"], "is not a length of time"),
+        (["change", "unknown", "--budget", "9/day"], "There is no key 'unknown'"),
+        (["change", "unknown"], "Say what is to be changed"),
+        (["change", "unknown", "--guard", "strict"], "is not a mode of the guard"),
+        (["change", "unknown", "--tokens-per-minute", "-1"], "is not a limit"),
         (["usage", "unknown"], "There is no key 'unknown'"),
         (["revoke", "unknown"], "There is no key 'unknown'"),
     ],
@@ -100,6 +105,26 @@ def test_a_list_tells_all_but_the_key(keys: Any, store: KeyStore, client: Redis)
         assert shown in output
     for secret in (key, key.rsplit("_", 1)[1], *client.hgetall(KEYS)):
         assert secret not in output
+
+
+def test_a_key_is_changed_and_its_relatives_with_it(keys: Any, store: KeyStore) -> None:
+    """What is not named stays; limits and budget hold for the keys it was rotated to, the guard for itself alone."""
+    _, record = store.create("team", [Scope.CHAT], limits=KeyLimits(requests_per_minute=3, concurrent_chats=2))
+    _, other = store.rotate(record.id, overlap_s=60)
+
+    words = ["--tokens-per-minute", "500", "--concurrent-chats", "default", "--budget", "9/day", "--guard", "enforce"]
+    result = keys("change", record.id, *words)
+
+    assert other.id in result.output
+    assert "3 requests/min, 500 tokens/min, budget 9/day, guard enforce" in " ".join(result.output.split())
+    changed, related = store.get(record.id), store.get(other.id)
+    for key in (changed, related):
+        assert key.limits == KeyLimits(requests_per_minute=3, tokens_per_minute=500)
+        assert key.budget == Budget(tokens=9, period=Period.DAY)
+    assert (changed.guard, related.guard) == (GuardMode.ENFORCE, None)
+    keys("change", record.id, "--budget", "none", "--guard", "charter")
+    assert (store.get(record.id).budget, store.get(record.id).guard) == (None, None)
+    assert store.get(record.id).limits == changed.limits
 
 
 def test_a_key_is_rotated_with_an_overlap(keys: Any, store: KeyStore) -> None:

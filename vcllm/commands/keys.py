@@ -1,35 +1,38 @@
-"""`vcllm keys`: make, list, rotate and revoke API keys, next to the Redis that holds them."""
+"""`vcllm keys`: make, list, change, rotate and revoke API keys, next to the Redis that holds them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vcllm.commands.amounts import budget_of, lifetime_of, limit_of, overlap_of
 from vcllm.commands.api import read_fleet
 from vcllm.commands.audit import operator_deed
 from vcllm.commands.display import open_console
 from vcllm.commands.errors import CommandError
-from vcllm.commands.lifetimes import budget_of, lifetime_of, overlap_of
 from vcllm.contracts.guard import GuardMode
-from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Scope
+from vcllm.contracts.keys import Budget, KeyChange, KeyLimits, KeyRecord, Scope
 from vcllm.launch.credentials import load_credentials
 from vcllm.settings import Settings
 from vcllm.stores.api_keys import KeyStore
 from vcllm.stores.connect import open_redis
 from vcllm.stores.limits import LimitStore
 
-app = typer.Typer(no_args_is_help=True, help="Make, list, rotate and revoke API keys.")
+app = typer.Typer(no_args_is_help=True, help="Make, list, change, rotate and revoke API keys.")
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="`vcllm keys list` shows it.")]
 Expires = Annotated[
     str | None, typer.Option(metavar="WHEN", help="After so long (12h, 30d) or on a day (2027-01-31, UTC).")
+]
+NewLimit = Annotated[
+    str | None, typer.Option(metavar="N", help="0: none. `default`: what the gateway is set to. Left out: as it is.")
 ]
 Limit = Annotated[int | None, typer.Option(min=0, help="0: none. Default: what the gateway is set to.")]
 
@@ -64,6 +67,37 @@ def create(
 
 
 @app.command()
+def change(
+    key_id: KeyId,
+    requests_per_minute: NewLimit = None,
+    tokens_per_minute: NewLimit = None,
+    concurrent_chats: NewLimit = None,
+    budget: Annotated[str | None, typer.Option(metavar="TOKENS/PERIOD", help="200000/day, or `none`.")] = None,
+    guard: Annotated[
+        str | None, typer.Option(metavar="MODE", help=f"{', '.join(GuardMode)}, or `charter`: as the charter says.")
+    ] = None,
+) -> None:
+    """Change a key's limits, budget or guard; running gateways notice within seconds, and what is used stays used."""
+    bounds = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "concurrent_chats": concurrent_chats,
+    }
+    told: dict[str, Any] = {}
+    if limits := {name: limit_of(bound) for name, bound in bounds.items() if bound is not None}:
+        told["limits"] = KeyLimits(**limits)
+    if budget is not None:
+        told["budget"] = None if budget == "none" else budget_of(budget)
+    if guard is not None:
+        told["guard"] = None if guard == "charter" else _guard_of(guard)
+    with key_store() as store, operator_deed(store.redis, "vcllm keys change", key_id):
+        record, *others = store.change(key_id, KeyChange(**told))
+    shown = f"limits {_told_limits(record.limits)}, budget {_told_budget(record.budget)}, guard {_told_guard(record)}"
+    also = f" The same limits and budget hold for {', '.join(other.id for other in others)}." if others else ""
+    open_console().print(f"Key {key_id} has: {shown}.{also}", highlight=False, markup=False)
+
+
+@app.command()
 def rotate(
     key_id: KeyId,
     overlap: Annotated[
@@ -94,7 +128,7 @@ def list_keys() -> None:
             _minute(used.get(record.id)),
             _told_limits(record.limits),
             _told_budget(record.budget),
-            record.guard or "by charter",
+            _told_guard(record),
         )
     open_console().print(table if records else "There are no keys yet. `vcllm keys create NAME` makes one.")
 
@@ -166,6 +200,18 @@ def _told_limits(limits: KeyLimits) -> str:
         (limits.concurrent_chats, "at once"),
     )
     return ", ".join(f"{bound or 'any'} {what}" for bound, what in bounds if bound is not None) or "default"
+
+
+def _guard_of(text: str) -> GuardMode:
+    try:
+        return GuardMode(text)
+    except ValueError as error:
+        modes = ", ".join(GuardMode)
+        raise CommandError(f"'{text}' is not a mode of the guard. Write {modes}, or `charter`.") from error
+
+
+def _told_guard(record: KeyRecord) -> str:
+    return record.guard or "by charter"
 
 
 def _told_budget(budget: Budget | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -80,6 +80,35 @@ class KeyRecord(Contract):
     @property
     def counted_as(self) -> str:
         return self.account or self.id
+
+
+class KeyChange(Contract):
+    """What of a key is to be different. A field that is left out stays; null takes it back to the default."""
+
+    limits: KeyLimits = KeyLimits()
+    """Those that are named."""
+    budget: Budget | None = None
+    guard: GuardMode | None = None
+
+    def apply(self, record: KeyRecord) -> KeyRecord:
+        return record.model_copy(
+            update={
+                "limits": record.limits.model_copy(update=_given(self.limits)),
+                **{name: value for name, value in _given(self).items() if name != "limits"},
+            }
+        )
+
+    def share(self) -> KeyChange:
+        """Of it, what goes for every key of the same account."""
+        return KeyChange(**{name: value for name, value in _given(self).items() if name != "guard"})
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.model_fields_set - {"limits"} and not self.limits.model_fields_set
+
+
+def _given(contract: Contract) -> dict[str, Any]:
+    return {name: getattr(contract, name) for name in contract.model_fields_set}
 
 
 class DayUsage(Contract):

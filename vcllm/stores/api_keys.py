@@ -17,15 +17,15 @@ from pydantic import SecretStr
 from redis import Redis
 
 from vcllm.contracts.guard import GuardMode
-from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Scope
-from vcllm.contracts.problems import Conflict, NotFound, Unauthenticated
+from vcllm.contracts.keys import Budget, KeyChange, KeyLimits, KeyRecord, Scope
+from vcllm.contracts.problems import BadRequest, Conflict, NotFound, Unauthenticated
 from vcllm.stores.connect import KEYS, KEYS_USED
 
 T = TypeVar("T")
 
 
 class KeyStore:
-    """Make, find, list, rotate and revoke keys."""
+    """Make, find, list, change, rotate and revoke keys."""
 
     def __init__(self, redis: Redis, pepper: SecretStr) -> None:
         self.redis: Any = redis
@@ -103,6 +103,31 @@ class KeyStore:
             return key, record
 
         return self._change(key_id, succeed)
+
+    def change(self, key_id: str, change: KeyChange) -> list[KeyRecord]:
+        """The changed record, then those of the same account: keys that came from each other share limits and budget.
+
+        NotFound when there is no such key, BadRequest when nothing is to be changed.
+        """
+        if change.is_empty:
+            raise BadRequest("Say what is to be changed: limits, budget or guard.")
+
+        def attempt(pipe: Any) -> list[KeyRecord]:
+            stored = {digest: KeyRecord.model_validate_json(raw) for digest, raw in pipe.hgetall(KEYS).items()}
+            account = next((record.counted_as for record in stored.values() if record.id == key_id), None)
+            if account is None:
+                raise _missing(key_id)
+            changed = {
+                digest: (change if record.id == key_id else change.share()).apply(record)
+                for digest, record in stored.items()
+                if record.counted_as == account
+            }
+            pipe.multi()
+            pipe.hset(KEYS, mapping={digest: record.model_dump_json() for digest, record in changed.items()})
+            return sorted(changed.values(), key=lambda record: record.id != key_id)
+
+        records: list[KeyRecord] = self.redis.transaction(attempt, KEYS, value_from_callable=True)
+        return records
 
     def revoke(self, key_id: str) -> None:
         """NotFound when there is no such key."""

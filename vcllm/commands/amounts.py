@@ -1,4 +1,4 @@
-"""Lifetimes and budgets as people write them: `12h`, `30d`, `2027-01-31`, `1000000/month`. Knows nothing of keys."""
+"""Lifetimes, limits and budgets as people write them: `12h`, `2027-01-31`, `1000000/month`. Knows nothing of keys."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def lifetime_of(text: str) -> float:
     if seconds <= 0:
         raise CommandError(f"{text} has begun already (in UTC): such a key would be of no use.")
     return seconds
+
+
+def limit_of(text: str) -> int | None:
+    """A whole number from 0; None: `default`. CommandError when it is neither."""
+    if text == "default":
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise CommandError(f"'{text}' is not a limit. Write a number, 0 for none, or `default`.")
+    return int(text)
 
 
 def budget_of(text: str) -> Budget:
