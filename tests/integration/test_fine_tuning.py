@@ -191,3 +191,33 @@ def test_a_job_is_paused_resumed_and_cancelled(bench: Bench, client: openai.Open
     assert checkpoints[-1]["step"] > 0
     assert not checkpoints[-1]["committed"]
     assert client.files.delete(file).deleted
+
+
+def test_a_killed_worker_costs_a_job_what_came_after_its_checkpoint(bench: Bench, client: openai.OpenAI):
+    """Another worker goes on from there, on the rows as they were taken in the first time."""
+    bench.idle_workers()
+    job = client.fine_tuning.jobs.create(
+        model="tiny-sft",
+        training_file=upload(client, chats(60)),
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 60, "batch_size": 4}}},
+    )
+    wait_until(lambda: bench.steps(job.id), PATIENCE_S)
+    client.fine_tuning.jobs.pause(job.id)
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).vc_status == "paused", PATIENCE_S)
+    saved = client.get(f"/jobs/{job.id}/checkpoints", cast_to=dict)["data"][-1]["step"]
+    client.fine_tuning.jobs.resume(job.id)
+    wait_until(lambda: bench.steps(job.id)[-1] > saved, PATIENCE_S)
+    (worker,) = [worker for worker in bench.workers if worker.training()]
+    worker.process.kill()
+    before = len(bench.steps(job.id))
+
+    done = finished(client, job.id)
+
+    assert (done.status, done.error) == ("succeeded", None)
+    assert bench.jobs.get(job.id).attempt == 2
+    assert bench.states(job.id)[-3:] == ["queued", "running", "succeeded"]
+    after = bench.steps(job.id)[before:]
+    assert after[0] > saved
+    manifest = bench.store.verify("actor", done.fine_tuned_model)
+    assert manifest.metrics["steps"] == after[-1]
+    assert [event.type for event in bench.events.read(job.id, limit=10_000)].count("data") == 1
