@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.security import SecurityScopes
+from starlette.types import Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from gateway.audit import note_key
-from gateway.state import State
+from gateway.state import State, state_of
 from vcllm.contracts.keys import KeyRecord, Scope
 from vcllm.contracts.problems import Forbidden, Unauthenticated, Unavailable
 from vcllm.web.auth import bearer, is_scraper
@@ -56,6 +58,21 @@ async def authenticate_scraper(request: Request, needed: SecurityScopes, state: 
 
 def allows(record: KeyRecord, scope: Scope) -> bool:
     return scope in record.scopes or Scope.ADMIN in record.scopes
+
+
+class KeyFirst(APIRoute):
+    """Looks at the key before the body is read: who has no right makes nobody receive or parse anything."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.needed = SecurityScopes(sorted(scopes_of(self.dependant)))
+        assert self.needed.scopes, f"{self.path} names no scope: it would be open to everybody"
+
+    async def handle(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["method"] in (self.methods or ()):
+            request = Request(scope)
+            await authenticate(request, self.needed, state_of(request))
+        await super().handle(scope, receive, send)
 
 
 Chatter = Annotated[KeyRecord, Security(authorize, scopes=[Scope.CHAT])]

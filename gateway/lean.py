@@ -6,24 +6,15 @@ that was idle before (docs/log.md). What it would do for the chat route, its end
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import Request
-from fastapi.routing import APIRoute
-from fastapi.security import SecurityScopes
 from starlette.types import Receive, Scope, Send
 
-from gateway.auth import authenticate, scopes_of
+from gateway.auth import KeyFirst, authenticate
 from gateway.state import state_of
 
 
-class LeanRoute(APIRoute):
+class LeanRoute(KeyFirst):
     """Its endpoint takes `(request, key, state)`, the key with one scope as `gateway.auth` declares it."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.needed = SecurityScopes(sorted(scopes_of(self.dependant)))
-        assert self.needed.scopes, f"{self.path} names no scope"
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in (self.methods or ()):

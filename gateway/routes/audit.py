@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from gateway.auth import Admin
+from gateway.auth import Admin, KeyFirst
 from gateway.state import State
 from vcllm.contracts.audit import Anchor, AuditEntry
 from vcllm.contracts.base import Contract
 
-router = APIRouter(prefix="/v1/audit")
+router = APIRouter(prefix="/v1/audit", route_class=KeyFirst)
 
 
 class AuditPage(Contract):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from gateway.auth import JobReader, JobWriter
+from gateway.auth import JobReader, JobWriter, KeyFirst
 from gateway.once import IdempotencyKey, once
 from gateway.routes import jobs
 from gateway.routes.jobs import JobPlan
@@ -29,7 +29,7 @@ from vcllm.stores.gates import GateRecords
 from vcllm.stores.jobs import HELD
 from vcllm.stores.reviews import ReviewStore
 
-router = APIRouter(prefix="/v1/campaigns")
+router = APIRouter(prefix="/v1/campaigns", route_class=KeyFirst)
 
 OVER = frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
 """A failed job is not among them: it can be resumed."""

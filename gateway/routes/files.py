@@ -14,7 +14,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
-from gateway.auth import JobReader, JobWriter
+from gateway.auth import JobReader, JobWriter, KeyFirst
 from gateway.fine_tuning.uploads import Form, receive
 from gateway.state import GatewayState, State
 from vcllm.contracts.files import FileCheck, FileDeleted, FileList, FileObject, FileRecord
@@ -31,8 +31,8 @@ _SCHEMA = {"type": "object", "required": [*_PARTS], "properties": _PARTS, "addit
 FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
 CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 
-router = APIRouter(prefix="/v1/files")
-uploads = APIRouter()
+router = APIRouter(prefix="/v1/files", route_class=KeyFirst)
+uploads = APIRouter(route_class=KeyFirst)
 """The one route that takes a large body, so that no other is given more room."""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from gateway.auth import JobReader, JobWriter
+from gateway.auth import JobReader, JobWriter, KeyFirst
 from gateway.fine_tuning.requests import USES, find_parent, settle
 from gateway.fine_tuning.views import EVENT_PREFIX, shown_checkpoint, shown_event, shown_job
 from gateway.once import IdempotencyKey, once, still_at_work
@@ -32,7 +32,7 @@ from vcllm.contracts.problems import NotFound
 from vcllm.stores.idempotency import Claim
 from vcllm.stores.models import NoSpace
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs")
+router = APIRouter(prefix="/v1/fine_tuning/jobs", route_class=KeyFirst)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from fastapi import APIRouter
 from pydantic import ValidationError
 
-from gateway.auth import Chatter
+from gateway.auth import Chatter, KeyFirst
 from gateway.state import State
 from vcllm.contracts.guard import GuardFigures, GuardRate, GuardReply, GuardStageFigures
 
-router = APIRouter(prefix="/v1/guard")
+router = APIRouter(prefix="/v1/guard", route_class=KeyFirst)
 
 REPORT = Path("report") / "report.json"
 """Below the home, as the trainer writes it."""

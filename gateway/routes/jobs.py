@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from pydantic import Field
 
-from gateway.auth import JobReader, JobWriter
+from gateway.auth import JobReader, JobWriter, KeyFirst
 from gateway.once import IdempotencyKey, once
 from gateway.state import GatewayState, State
 from vcllm.contracts.base import Contract, Name
@@ -28,7 +28,7 @@ from vcllm.web.sse import frame, stream_response
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=KeyFirst)
 
 POLL_S = 0.25
 """How often a followed job is looked at."""

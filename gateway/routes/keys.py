@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from gateway.auth import Admin
+from gateway.auth import Admin, KeyFirst
 from gateway.state import State
 from vcllm.contracts.base import Contract
 from vcllm.contracts.guard import GuardMode
@@ -16,7 +16,7 @@ from vcllm.contracts.keys import Budget, KeyChange, KeyLimits, KeyName, KeyRecor
 DAY_S = 86400.0
 CENTURY_S = 100 * 365 * DAY_S
 
-router = APIRouter(prefix="/v1/keys")
+router = APIRouter(prefix="/v1/keys", route_class=KeyFirst)
 
 Lifetime = Annotated[float, Field(gt=0, le=CENTURY_S)]
 Days = Annotated[int, Query(ge=1, le=366)]

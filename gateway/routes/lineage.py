@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from gateway.auth import JobReader
+from gateway.auth import JobReader, KeyFirst
 from gateway.state import State
 from vcllm.contracts.base import Name
 from vcllm.contracts.chat import ALIGNED_MODEL
@@ -12,7 +12,7 @@ from vcllm.contracts.lineage import PairTrace, VersionTrace
 from vcllm.contracts.manifests import Role
 from vcllm.stores.tracing import trace_pair, trace_version
 
-router = APIRouter(prefix="/v1/lineage")
+router = APIRouter(prefix="/v1/lineage", route_class=KeyFirst)
 
 
 @router.get("/versions/{role}/{version}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import Field
 
-from gateway.auth import Chatter, Promoter, allows
+from gateway.auth import Chatter, KeyFirst, Promoter, allows
 from gateway.state import GatewayState, State
 from vcllm.contracts.base import Contract, Name
 from vcllm.contracts.chat import ALIGNED_MODEL, ModelCard, ModelList
@@ -15,7 +15,7 @@ from vcllm.contracts.manifests import Manifest, Role
 from vcllm.contracts.problems import Conflict, NotFound
 from vcllm.stores.gates import GateRecords
 
-router = APIRouter(prefix="/v1/models")
+router = APIRouter(prefix="/v1/models", route_class=KeyFirst)
 
 
 class Rollback(Contract):

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from gateway.auth import Reviewer
+from gateway.auth import KeyFirst, Reviewer
 from gateway.state import GatewayState, State
 from vcllm.contracts.base import Contract, Name
 from vcllm.contracts.problems import NotFound
@@ -15,7 +15,7 @@ from vcllm.contracts.reviews import ReviewDecision, Reviewed, ReviewItem
 from vcllm.stores.connect import pairs_key
 from vcllm.stores.reviews import ReviewDesk, ReviewStore
 
-router = APIRouter(prefix="/v1/reviews")
+router = APIRouter(prefix="/v1/reviews", route_class=KeyFirst)
 
 
 class ReviewList(Contract):

@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from gateway.auth import JobReader
+from gateway.auth import JobReader, KeyFirst
 from gateway.runfiles import Run, checkpoints_of, log_after, log_tail, run_of
 from gateway.state import GatewayState, State
 from vcllm.contracts.base import Name
@@ -19,7 +19,7 @@ from vcllm.contracts.problems import NotFound
 from vcllm.web.openapi import STREAMED
 from vcllm.web.sse import frame, stream_response
 
-router = APIRouter(prefix="/v1/jobs")
+router = APIRouter(prefix="/v1/jobs", route_class=KeyFirst)
 
 MAX_LINES = 5000
 POLL_S = 0.5

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from gateway.auth import Promoter
+from gateway.auth import KeyFirst, Promoter
 from gateway.state import State
 from vcllm.contracts.servers import ServerReports
 from vcllm.stores.servers import ServerStore
 
-router = APIRouter(prefix="/v1/servers")
+router = APIRouter(prefix="/v1/servers", route_class=KeyFirst)
 
 
 @router.get("")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from gateway.auth import JobReader, Promoter
+from gateway.auth import JobReader, KeyFirst, Promoter
 from gateway.state import GatewayState, State
 from vcllm.contracts.aliases import AliasHistory, AliasList, AliasSet, VersionList, VersionSummary
 from vcllm.contracts.base import Name
@@ -16,7 +16,7 @@ from vcllm.contracts.problems import Conflict, NotFound
 from vcllm.stores.gates import GateRecords
 from vcllm.stores.models import Damaged
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=KeyFirst)
 
 
 @router.get("/versions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from services.actor.settings import ActorSettings
 from services.attacker.settings import AttackerSettings
 from services.critic.settings import CriticSettings
 from tests.gateway_world import Gateway, error_of
+from tests.raw_http import ask
 from tests.servers import RedisServer, serve
 from tests.service_tokens import ServiceAuth
 from vcllm.contracts.keys import Scope
@@ -70,6 +72,24 @@ def test_no_route_of_the_gateway_opens_without_a_key(gateway: Gateway):
                 continue
             assert error_of(reply, 401)["code"] == "invalid_api_key", door
             assert reply.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_stranger_makes_the_gateway_receive_nothing(gateway: Gateway):
+    """The refusal comes before the body, which never does; so it is with a key that lacks the scope."""
+    allowed_nothing_here = gateway[Scope.REVIEW].headers["authorization"].encode()
+    tried = 0
+    for door in doors(create_app(gateway.settings)):
+        if door.method == "GET" or Scope.REVIEW in door.scopes:
+            continue
+        for headers, status in (((), 401), ((b"authorization: " + allowed_nothing_here,), 403)):
+            begun = time.monotonic()
+            line = f"{door.method} {door.path}".encode()
+            answer = ask(gateway.url, line, b"content-type: application/json", *headers, length=1000)
+            assert answer.status == status, door
+            assert time.monotonic() - begun < 2, door
+            tried += 1
+
+    assert tried > 30
 
 
 def test_no_route_of_the_gateway_opens_to_another_scope(gateway: Gateway):
