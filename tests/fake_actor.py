@@ -19,11 +19,15 @@ from vcllm.web.health import add_health
 from vcllm.web.sse import DONE, frame, stream_response
 from vcllm.web.usage import USAGE_HEADER, usage_comment
 
+QUEUE_MS = "7.5"
+"""What it says of every whole answer."""
+PAUSES_S = {"slow": 60, "pause": 2}
+"""Before it answers what is said so."""
 WORDS = ("你好", ", ", "world", "!")
 
 
 class FakeActor:
-    """Say `slow`, `full`, `refuse`, `bug`, `break` or `page` to it; anything else is answered in `WORDS`."""
+    """Say `slow`, `pause`, `full`, `refuse`, `bug`, `break` or `page` to it; anything else is answered in `WORDS`."""
 
     def __init__(self, token: str = "internal", version: str = "actor-2") -> None:
         self.version = version
@@ -56,7 +60,8 @@ class FakeActor:
             tell_usage = USAGE_HEADER in request.headers
             return stream_response(self.frames(body, tell_usage), headers)
         reply = await cancel_on_disconnect(request, self.answer(body))
-        return Response(reply.model_dump_json(), media_type="application/json", headers=headers)
+        queued = {"x-vc-queue-ms": QUEUE_MS}
+        return Response(reply.model_dump_json(), media_type="application/json", headers=headers | queued)
 
     async def answer(self, body: ChatRequest) -> ChatReply:
         await self.work(body)
@@ -82,7 +87,7 @@ class FakeActor:
     async def work(self, body: ChatRequest) -> None:
         self.begun += 1
         try:
-            await asyncio.sleep(60 if body.messages[-1].content == "slow" else 0)
+            await asyncio.sleep(PAUSES_S.get(body.messages[-1].content, 0))
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

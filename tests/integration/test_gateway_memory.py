@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +26,19 @@ def load(gateway: Running, **options: float) -> None:
     assert found.get("failed", 0) == found.get("broken", 0) == 0
 
 
+def refused(gateway: Running, body: dict[str, Any], headers: dict[str, str]) -> None:
+    task = Task(gateway.port, body, headers, concurrency=4, seconds=0.2, warm_s=0.0)
+    found = measure(task, CORE)
+    assert found["failed"] > 0 and found["answers"] == 0
+
+
 def rounds(gateway: Running) -> None:
     load(gateway, concurrency=16, seconds=3.0)
     load(gateway, streams=100, ramp_s=0.2)
-    stranger = Running(gateway.name, gateway.port, {}, gateway.process, 0.0)
-    measure(Task(stranger.port, REQUEST, {}, concurrency=4, seconds=0.5, warm_s=0.0), CORE)  # 401 each
+    for _ in range(5):  # a key that nobody has is looked up in Redis, each another one
+        unknown = f"vck_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+        refused(gateway, REQUEST, {"authorization": f"Bearer {unknown}"})
+    refused(gateway, {"messages": "x" * 100_000}, dict(gateway.headers))
 
 
 def test_memory_stays_flat_under_load(tmp_path: Path) -> None:

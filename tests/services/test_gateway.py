@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,7 +31,7 @@ from gateway.app import create_app
 from gateway.auth import OPEN_PATHS, refuse_open_routes, scopes_by_route
 from gateway.lookups import Lookups
 from gateway.settings import GatewaySettings
-from tests.fake_actor import WORDS, FakeActor
+from tests.fake_actor import QUEUE_MS, WORDS, FakeActor
 from tests.gateway_world import (
     PEPPER,
     BrokenQueue,
@@ -61,7 +62,7 @@ from vcllm.stores.jobs import JobStore
 from vcllm.stores.models import ModelStore
 from vcllm.stores.pairs import PairStream
 from vcllm.stores.servers import ServerStore
-from vcllm.web.tokens import Verifier
+from vcllm.web.tokens import Verifier, scrape_token
 
 # Doors
 
@@ -134,11 +135,12 @@ def test_a_key_with_an_unknown_scope_is_not_made(gateway: Gateway):
 
 
 def test_metrics_are_for_admins_and_services(gateway: Gateway):
-    """With a key that may, or with the internal token; they tell which replicas are up."""
+    """With a key that may, or with the scrape token; they tell which replicas are up."""
     error_of(gateway[Scope.CHAT].get("/metrics"), 403)
     gateway[Scope.CHAT].post("/v1/chat/completions", json=chat_body())
 
-    by_token = gateway[None].get("/metrics", headers={"authorization": "Bearer internal"})
+    token = scrape_token(SecretStr("internal"))
+    by_token = gateway[None].get("/metrics", headers={"authorization": f"Bearer {token}"})
 
     assert gateway[Scope.ADMIN].get("/metrics").status_code == by_token.status_code == 200
     assert 'vc_requests_total{code="200",role="gateway",route="/v1/chat/completions"}' in by_token.text
@@ -160,6 +162,7 @@ def test_a_chat_is_answered_and_stamped(gateway: Gateway):
     assert reply.headers["x-request-id"] == "trace-7"
     assert len(reply.headers["x-vc-replica"]) == 8
     assert 0 <= float(reply.headers["x-vc-overhead-ms"]) < 1000
+    assert reply.headers["x-vc-queue-ms"] == QUEUE_MS
     body, headers = gateway.actor.seen[-1]
     assert body == chat_body()
     Verifier(SecretStr("internal"), "actor").check(headers["authorization"].removeprefix("Bearer "))
@@ -865,6 +868,47 @@ def test_it_serves_and_stops_when_told(client: Redis, redis_url: str):
     assert "Traceback" not in output
 
 
+def test_what_runs_is_finished_when_it_is_told_to_stop(client: Redis, redis_url: str):
+    """SIGTERM: not ready at once, the port still open for a pause; then a whole answer and a stream end well."""
+    key, _ = KeyStore(client, PEPPER).create("test", [Scope.CHAT])
+    AliasStore(client).set("actor", "current", "actor-2")
+    actor = FakeActor()
+    with serve(actor.app) as actor_url:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        environment = {
+            **os.environ,
+            **SECRETS,
+            "VCLLM_REDIS_URL": redis_url,
+            "VCLLM_ACTOR_URLS": actor_url,
+            "GATEWAY_PORT": str(port),
+            "GATEWAY_DRAIN_PAUSE_S": "1",
+        }
+        command = [sys.executable, "-W", "error", "-m", "gateway"]
+        with (
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
+            ThreadPoolExecutor(2) as pool,
+            httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=20) as http,
+        ):
+            wait_until(lambda: answers(f"{url}/health/ready"))
+            chat = "/v1/chat/completions"
+            whole = pool.submit(http.post, chat, json=chat_body("pause"))
+            streamed = pool.submit(http.post, chat, json=chat_body("pause", stream=True))
+            wait_until(lambda: actor.begun == 2)
+            process.terminate()
+            wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503, timeout_s=0.8)
+
+            assert http.post(chat, json=chat_body()).status_code == 200, "balancers need a moment to see it"
+            assert whole.result().json()["choices"][0]["message"]["content"] == "".join(WORDS)
+            assert streamed.result().text.endswith("data: [DONE]\n\n")
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{url}/health/live")
+            output = process.communicate(timeout=5)[1].decode()
+
+    assert process.returncode == 0
+    assert "Traceback" not in output
+
+
 def answers(url: str) -> bool:
     try:
         return httpx.get(url).status_code == 200
@@ -878,3 +922,12 @@ def test_the_gateway_never_loads_torch():
     check = f"import gateway.app, gateway.__main__, sys; assert not {heavy}"
 
     subprocess.run([sys.executable, "-c", check], check=True, timeout=30)
+
+
+def test_the_manual_names_every_setting():
+    """And none that is not there."""
+    manual = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    table = manual.partition("## Settings")[2]
+    named = set(re.findall(r"`(GATEWAY_\w+)`", table))
+
+    assert named == {f"GATEWAY_{name}".upper() for name in GatewaySettings.model_fields}

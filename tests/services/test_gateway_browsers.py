@@ -9,6 +9,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from gateway.app import create_app
+from gateway.auth import scopes_by_route
 from gateway.settings import GatewaySettings
 from tests.fake_actor import FakeActor
 from tests.gateway_world import Gateway, chat_body, error_of, gateway_on
@@ -65,6 +67,17 @@ def test_a_named_origin_may_call(known: Gateway):
     assert "x-vc-version" in cors(reply)["access-control-expose-headers"]
     assert "origin" in reply.headers["vary"].lower()
     assert "access-control-allow-credentials" not in cors(reply) | cors(preflight)
+
+
+def test_a_named_origin_may_use_every_route(known: Gateway):
+    """Whatever its method is: a preflight that is refused would keep a page from a route that its key may use."""
+    methods = {route.split()[0] for route in scopes_by_route(create_app(known.settings))}
+    asked = {method for each in methods for method in each.split("/")}
+    for method in asked:
+        headers = {"origin": HOME, **PREFLIGHT, "access-control-request-method": method}
+        assert known[None].options("/v1/keys/k", headers=headers).status_code == 200, method
+
+    assert asked == {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 
 @pytest.mark.parametrize("origin", SLY)

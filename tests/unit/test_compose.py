@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from gateway.settings import GatewaySettings
 from vcllm.commands.secrets import FOLDER, VARIABLES
@@ -149,10 +153,30 @@ def test_images_are_pinned_and_nothing_else_is_pulled() -> None:
     """A tag that says only `7` or `latest` is another image tomorrow."""
     bases = {COMPOSE["services"][name]["build"]["args"]["BASE"] for name in (*WORKERS, "actor", "gateway")}
     files = {re.search(r"^ARG BASE=(\S+)", (ROOT / name).read_text(), re.MULTILINE)[1] for name in DOCKERFILES}
-    images = {*map(plain, bases), *files, plain(COMPOSE["services"]["redis"]["image"])}
+    others = [yaml.safe_load((ROOT / f"docker-compose.{name}.yml").read_text()) for name in ("gpu", "observability")]
+    services = [service for compose in (COMPOSE, *others) for service in compose["services"].values()]
+    pulled = {plain(it["image"]) for it in services if "image" in it and "build" not in it}
+    images = {*map(plain, bases), *files, *pulled - {"vc-llm/services:dev", "vc-llm/gateway:dev"}}
 
     assert files == set(map(plain, bases))
-    assert all(re.search(r":\d+\.\d+\.\d+-", image) for image in images), images
+    assert len(pulled) >= 4
+    assert all(re.search(r":v?\d+\.\d+\.\d+", image) for image in images), images
+
+
+def test_everything_that_is_installed_has_one_version() -> None:
+    """Of the product, all its extras and what builds it; Redis in containers is past the holes of its server."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    wanted = [Requirement(line) for group in (*groups, project["build-system"]["requires"]) for line in group]
+    lines = [line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    names = {canonicalize_name(name): version for name, version in pinned.items()}
+    redis = re.search(r":(\d+\.\d+\.\d+)", plain(COMPOSE["services"]["redis"]["image"]))
+
+    for each in wanted:
+        if each.name != "vc-llm":
+            assert each.specifier.contains(names[canonicalize_name(each.name)]), each
+    assert redis and Version(redis[1]) >= Version("7.4.6"), "CVE-2025-49844"
 
 
 @pytest.mark.parametrize(("dockerfile", "extras"), [("services", "model,trainer,otel"), ("gateway", "gateway,otel")])

@@ -12,9 +12,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from gateway.routes.guard import REPORT
 from tests.unit.test_compose import COMPOSE, CONTAINERS
 from vcllm.contracts.jobs import Queue
 from vcllm.launch.services import SERVICES, Service, environment, secret_names
+from vcllm.settings import Settings
 from vcllm.stores.connect import JOBS_RUNNING
 
 ROOT = Path(__file__).parents[2]
@@ -242,6 +244,27 @@ def test_vllm_is_started_as_compose_starts_it() -> None:
     assert mounted_secrets(patch["spec"]["template"]["spec"])[-1:] == of_compose["actor"]["secrets"]
 
 
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"])
+def test_an_overlay_names_namespace_and_images_as_compose_does(overlay: str) -> None:
+    """KEDA's component says no namespace of its own; Redis is the one that compose runs."""
+    overlaid = yaml.safe_load((K8S / "overlays" / overlay / "kustomization.yaml").read_text())
+    of_compose = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE["services"]["redis"]["image"])
+    (redis,) = [f"redis:{image['newTag']}" for image in overlaid["images"] if image["name"] == "redis"]
+
+    assert overlaid["namespace"] == "vc-llm"
+    assert redis == of_compose
+
+
+def test_the_gateway_sees_all_that_it_reads() -> None:
+    """Versions, logs of jobs, uploads, and the report with the guard's rates."""
+    mounts = {mount["mountPath"] for mount in container(pod("gateway"))["volumeMounts"]}
+    home = Path(told(container(pod("gateway")))["VCLLM_HOME"])
+    settings = Settings(home=home)
+
+    for read in (settings.models, settings.jobs, home / "files", (home / REPORT).parent):
+        assert str(read) in mounts
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl here")
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
 @pytest.mark.parametrize("with_keda", [False, True])
@@ -257,7 +280,9 @@ def test_an_overlay_builds_with_every_image_pinned(overlay: str, with_keda: bool
     built = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True)
 
     assert built.returncode == 0, built.stderr
-    kinds = [doc["kind"] for doc in yaml.safe_load_all(built.stdout)]
+    built_docs = list(yaml.safe_load_all(built.stdout))
+    kinds = [doc["kind"] for doc in built_docs]
+    assert {doc["metadata"].get("namespace") for doc in built_docs if doc["kind"] != "Namespace"} == {"vc-llm"}
     images = re.findall(r"image: (\S+)", built.stdout)
     assert kinds.count("ScaledJob") == (2 if with_keda else 0)
     assert kinds.count("Deployment") == len(SERVICES) + (overlay == "gpu") - (2 if with_keda else 0)

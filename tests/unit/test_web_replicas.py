@@ -104,6 +104,32 @@ def test_a_lost_replica_costs_no_answer(actors: list[tuple[FakeActor, str]]):
     run(work, [dead, actors[0][1]])
 
 
+def test_a_replica_that_hangs_is_left_alone_until_it_answers(
+    actors: list[tuple[FakeActor, str]], monkeypatch: pytest.MonkeyPatch
+):
+    """It takes connections and never answers, as a stopped process does: one slow probe changes nothing, five do."""
+    monkeypatch.setattr(replicas, "PROBE_TIMEOUT_S", 0.05)
+
+    async def work(table: ReplicaTable) -> None:
+        taken: list[asyncio.StreamWriter] = []
+        hanging = await asyncio.start_server(lambda _, writer: taken.append(writer), "127.0.0.1", port)
+        await asyncio.sleep(0.3)
+        hung = next(replica for replica in table.replicas if replica.address.url.endswith(str(port)))
+        hung.up = True
+        assert 0 < hung.silent < replicas.MOST_SILENT
+        assert hung.up
+        while hung.up:
+            await asyncio.sleep(0.05)
+        assert hung.silent == replicas.MOST_SILENT
+        assert {table.pick() for _ in range(20)} == {replica for replica in table.replicas if replica is not hung}
+        hanging.close()
+        for writer in taken:
+            writer.close()
+
+    port = free_port()
+    run(work, [f"http://127.0.0.1:{port}", actors[0][1]])
+
+
 def test_with_no_replica_left_the_answer_is_unavailable():
     """And says when to come back."""
 

@@ -252,7 +252,7 @@ def test_only_a_bearer_of_a_token_gets_work_done(make: Callable[[], str | None],
     ("make", "expected"),
     [
         (lambda: f"Bearer {scrape_token(SECRET)}", 200),
-        (lambda: f"Bearer {SECRET.get_secret_value()}", 200),
+        (lambda: f"Bearer {SECRET.get_secret_value()}", 401),
         (lambda: f"Bearer {scrape_token(OTHER)}", 401),
         (lambda: f"Bearer {token('critic')}", 401),
         (lambda: None, 401),

@@ -56,7 +56,5 @@ def scrapers_only(secret: SecretStr) -> Check:
 
 
 def is_scraper(request: Request, secret: SecretStr) -> bool:
-    """Whether it brings the scrape token, or the internal token itself, for scrapers that cannot be told another."""
-    given = bearer(request)
-    # Both are compared, so that the time does not tell which one was nearly right.
-    return same_secret(given, SecretStr(scrape_token(secret))) | same_secret(given, secret)
+    """Whether it brings the scrape token."""
+    return same_secret(bearer(request), SecretStr(scrape_token(secret)))

@@ -29,6 +29,7 @@ READABLE = (
     "x-vc-guard-ms",
     "x-vc-overhead-ms",
     "x-vc-queue-ms",
+    "x-vc-replica",
     "server-timing",
     *(f"x-ratelimit-{part}-{what}" for what in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
 )
@@ -68,7 +69,7 @@ def cross_origin(origins: Sequence[str]) -> Layer:
     return partial(
         CORSMiddleware,
         allow_origins=list(origins),
-        allow_methods=["GET", "POST", "DELETE"],
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["*"],  # SDKs send headers of their own; a key is needed all the same
         allow_credentials=False,
         expose_headers=list(READABLE),

@@ -24,6 +24,8 @@ from vcllm.web.http_reply import BrokeOff, Lost, NotThere, Reply
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 2.0
+MOST_SILENT = 5
+"""Probes in a row without an answer, some four seconds each, after which a replica counts as hanging."""
 REFUSALS = (429, 503)
 """Statuses of a server that has not begun: it is full, not ready, or about to end."""
 MOST_REFUSALS = 3
@@ -41,6 +43,8 @@ class Replica:
     in_flight: int = 0
     up: bool = True
     """False: it is not there or not ready; nothing new is sent while another replica is up."""
+    silent: int = 0
+    """Probes in a row that it did not answer."""
     listed: bool = True
     """False: its name no longer leads to it; it is closed with its last answer."""
     breaker: Breaker = field(default_factory=Breaker)
@@ -243,15 +247,21 @@ class ReplicaTable:
         )
 
     async def _probe(self, replica: Replica) -> None:
-        """Up when it says it is ready; a slow answer changes nothing, for a busy server is not a dead one."""
+        """Up when it says it is ready; a slow answer changes nothing, for a busy server is not a dead one.
+
+        One that does not answer again and again hangs, and would keep every chat it gets.
+        """
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 reply = await replica.client.request("GET", "/health/ready", headers=self._headers())
         except (NotThere, Lost) as error:
             self._eject(replica, error)
-        except TimeoutError:
-            return
+        except TimeoutError as error:
+            replica.silent += 1
+            if replica.silent >= MOST_SILENT:
+                self._eject(replica, error)
         else:
+            replica.silent = 0
             replica.up = reply.status == 200
             with suppress(BrokeOff, TimeoutError):
                 await asyncio.wait_for(reply.read(), PROBE_TIMEOUT_S)
