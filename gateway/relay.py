@@ -10,7 +10,7 @@ from vcllm.contracts.problems import UpstreamFailed
 from vcllm.web.http_reply import BrokeOff
 from vcllm.web.replicas import Exchange
 from vcllm.web.sse import DONE
-from vcllm.web.usage import take_usage
+from vcllm.web.usage import BEGINNING, take_usage
 
 
 class Relay:
@@ -32,15 +32,17 @@ class Relay:
             except (BrokeOff, TimeoutError) as error:
                 raise UpstreamFailed(BROKE_OFF) from error
             frames, end, self._tail = (self._tail + chunk).rpartition(b"\n\n")
-            if end:
-                return self._note(frames + end)
+            if end and (noted := self._note(frames + end)):
+                return noted
 
     def _note(self, frames: bytes) -> bytes:
         """The frames for the client; the bill learns what they tell."""
         self._bill.num_frames += frames.count(b"\n\n")
-        if frames.endswith(DONE):
+        ends = frames.endswith(DONE)
+        if BEGINNING in frames:
             frames, tokens = take_usage(frames)
             self._bill.settle(tokens)
+        if ends:
             self._bill.close()  # before the last byte goes out: whoever has it may ask again at once
         return frames
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from gateway.guarding.checks import Checks
-from gateway.guarding.frames import Frame, Piece, read_frames
+from gateway.guarding.frames import Piece, read_frames
 from gateway.guarding.opinions import gravest
 from vcllm.contracts.guard import GuardStage, GuardVerdict
 from vcllm.contracts.problems import Problem
@@ -32,7 +32,8 @@ class ObservedStream:
         self._checks = checks
         self._earlier = earlier
         self._later = later
-        self._seen: list[bytes] = []
+        self._texts: dict[int, list[str]] | None = {}
+        """What was read so far of each answer; None: what came is no stream of an Actor."""
 
     def __aiter__(self) -> ObservedStream:
         return self
@@ -41,33 +42,33 @@ class ObservedStream:
         try:
             frames = await anext(self._frames)
         except StopAsyncIteration:
-            seen, self._seen = b"".join(self._seen), []
-            self._later(partial(judged, seen, self._checks, self._earlier))
+            texts = None if self._texts is None else ["".join(parts) for parts in self._texts.values()]
+            self._later(partial(judged, texts, self._checks, self._earlier))
             raise
-        self._seen.append(frames)
+        self._read(frames)
         return frames
 
+    def _read(self, frames: bytes) -> None:
+        """As they come, for a long answer that is read at its end holds up everybody."""
+        if self._texts is None:
+            return
+        try:
+            for frame in read_frames(frames):
+                if isinstance(frame, Piece):
+                    self._texts.setdefault(frame.index, []).append(frame.text)
+        except Problem:
+            self._texts = None
+
     async def aclose(self) -> None:
-        self._seen = []
+        self._texts = None
         await self._frames.aclose()
 
 
-async def judged(seen: bytes, checks: Checks, earlier: GuardStage | None) -> GuardVerdict:
-    """Of the whole reply, as if it had not been streamed; what is no stream of an Actor is unscored."""
-    try:
-        frames = list(read_frames(seen))
-    except Problem:
+async def judged(texts: Sequence[str] | None, checks: Checks, earlier: GuardStage | None) -> GuardVerdict:
+    """Of the whole reply, as if it had not been streamed; what could not be read is unscored."""
+    if texts is None:
         return GuardVerdict.UNSCORED
     found = [] if earlier is None else [await checks.earlier(earlier)]
     if checks.rule.asks(GuardStage.AFTER):
-        found += await checks.answers(texts_of(frames))
+        found += await checks.answers(texts)
     return gravest(found)
-
-
-def texts_of(frames: Sequence[Frame]) -> list[str]:
-    """Of each answer."""
-    texts: dict[int, list[str]] = {}
-    for frame in frames:
-        if isinstance(frame, Piece):
-            texts.setdefault(frame.index, []).append(frame.text)
-    return ["".join(parts) for parts in texts.values()]

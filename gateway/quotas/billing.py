@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
+from starlette.requests import ClientDisconnect
+
 from gateway.quotas.limits import Limits
 from vcllm.contracts.chat import ChatRequest
 from vcllm.contracts.keys import KeyRecord
@@ -20,6 +24,8 @@ class Bill:
         self._prompt = num_bytes // BYTES_PER_TOKEN
         answer = wanted.max_completion_tokens or wanted.max_tokens or ANSWER_TOKENS
         self._grant = quota.admit(key, self._prompt + answer * wanted.n)
+        self._streamed = wanted.stream
+        self._left = False
         self.begun = False
         self.num_frames = 0
         """Of a stream, passed on so far; each holds at least one token."""
@@ -33,10 +39,19 @@ class Bill:
         if tokens is not None:
             self._grant.settle(tokens)
 
+    def __enter__(self) -> Bill:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left = isinstance(error, ClientDisconnect)
+        self.close()
+
     def close(self) -> None:
-        """An answer that was left or broke off costs its prompt and what was passed on of it."""
-        if not self.begun:
-            self._grant.settle(0)
-        elif self.num_frames:
+        """What was left or broke off costs its prompt and what was passed on of it; what was refused costs nothing."""
+        if self._streamed and self.begun:
             self._grant.settle(self._prompt + self.num_frames)
+        elif not self.begun:
+            self._grant.settle(self._prompt if self._left else 0)
         self._grant.release()

@@ -41,8 +41,7 @@ async def chat(request: Request, key: Chatter, state: State) -> Response:
     content = wanted.model_dump_json(exclude_unset=True).encode()
     async with AsyncExitStack() as held:
         await held.enter_async_context(state.door.enter())
-        bill = Bill(state.quota, key, wanted, len(content))
-        held.callback(bill.close)
+        bill = held.enter_context(Bill(state.quota, key, wanted, len(content)))
         if (rule := state.guard.of(key)) is not None:
             return await GuardedChat(request, state, wanted, content, bill, rule, held).answer()
         sent = time.perf_counter()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 
+from gateway.relay import Relay
 from tests.fake_actor import FakeActor
 from tests.gateway_world import PEPPER, Gateway, chat_body, error_of, gateway_on
 from tests.servers import serve_redis, wait_until
 from vcllm.contracts.keys import KeyLimits, Scope
 from vcllm.stores.api_keys import KeyStore
+from vcllm.web.sse import DONE
+from vcllm.web.usage import usage_comment
 
 CHAT = "/v1/chat/completions"
 LIMIT = 1000
@@ -78,6 +85,37 @@ def test_a_stream_that_is_left_costs_what_was_passed_on(gateway: Gateway, client
     wait_until(lambda: gateway.actor.cancelled > cancelled)
 
     assert LIMIT - 100 < left(client) < LIMIT
+
+
+def test_a_whole_answer_that_is_left_costs_its_prompt(gateway: Gateway, client: httpx.Client):
+    """The Actor has read it, and stops; what it had written nobody has seen."""
+    cancelled = gateway.actor.cancelled
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(CHAT, json=chat_body("slow", max_tokens=900), timeout=0.3)
+    wait_until(lambda: gateway.actor.cancelled > cancelled)
+
+    assert LIMIT - 100 < left(client) < LIMIT
+
+
+def test_the_count_is_taken_out_of_a_stream_wherever_it_is_cut():
+    """The Actor's comment and its `[DONE]` in one piece or in several: the bill is the same, the comment unseen."""
+    frames = b'data: {"x":1}\n\n' * 3
+    for cut in range(1, len(frames + usage_comment(40, 700) + DONE)):
+        whole = frames + usage_comment(40, 700) + DONE
+        billed: list[int | None] = []
+        bill: Any = SimpleNamespace(settle=billed.append, close=lambda: None, num_frames=0)
+
+        assert asyncio.run(relayed([whole[:cut], whole[cut:]], bill)) == frames + DONE
+        assert billed == [740]
+
+
+async def relayed(pieces: list[bytes], bill: Any) -> bytes:
+    async def chunks() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    exchange: Any = SimpleNamespace(chunks=chunks)
+    return b"".join([frames async for frames in Relay(exchange, bill, AsyncExitStack())])
 
 
 def test_what_would_cost_too_much_is_refused_before_the_actor_hears_of_it(gateway: Gateway, client: httpx.Client):

@@ -8,13 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import uvicorn
 
 from tests.servers import wait_until
-from vcllm.web.connections import SERVED, BoundedProtocol
+from vcllm.web.connections import MOST_PIPELINED, SERVED, BoundedProtocol
 
 
 class Quick(BoundedProtocol):
@@ -22,6 +23,7 @@ class Quick(BoundedProtocol):
 
     head_s = 0.3
     max_head_bytes = 2048
+    reader_s = 0.5
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -31,11 +33,29 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         length += len(message["body"])
         more = message["more_body"]
+    if scope["path"] == "/endless":
+        await endless(receive, send)
+        return
     await asyncio.sleep(int(scope["path"][1:] or 0) / 10)
     text = str(length).encode()
     headers = [(b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": text})
+
+
+WRITING: list[object] = []
+"""An entry for each endless answer that is still written."""
+
+
+async def endless(receive: Any, send: Any) -> None:
+    """Written until its reader has gone."""
+    gone = asyncio.ensure_future(receive())
+    WRITING.append(gone)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while not gone.done():
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        await asyncio.sleep(0)
+    WRITING.remove(gone)
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +175,42 @@ def test_what_is_no_request_is_refused_in_words(caller: socket.socket, sent: byt
 
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert error_code(answer) == "bad_request"
+
+
+def test_requests_that_wait_on_one_connection_are_few(caller: socket.socket):
+    """More of them end it, before they fill the memory; a handful is answered one after the other."""
+    request = b"GET /1 HTTP/1.1\r\nhost: x\r\n\r\n"
+    caller.sendall(request * 3 + b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert everything(caller).count(b"HTTP/1.1 200 ") == 4
+
+
+def test_too_many_requests_that_wait_on_one_connection_end_it(caller: socket.socket):
+    """Nothing is said: it would be taken for the answer to the first."""
+    with suppress(ConnectionError):
+        caller.sendall(b"GET /5 HTTP/1.1\r\nhost: x\r\n\r\n" * (MOST_PIPELINED + 2))
+        assert everything(caller) == b""
+    with pytest.raises(OSError):
+        for _ in range(50):
+            caller.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            time.sleep(0.01)
+
+
+def test_who_leaves_with_a_second_request_behind_the_first_has_left_both(caller: socket.socket):
+    """The first is told, too: uvicorn alone tells only the newest."""
+    caller.sendall(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n" + b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    caller.recv(1000)
+    wait_until(lambda: len(WRITING) == 1)
+    caller.close()
+
+    wait_until(lambda: not WRITING, timeout_s=2)
+
+
+def test_a_reader_that_takes_nothing_is_let_go(caller: socket.socket):
+    """Else it would hold the place of its answer for ever; one that reads on is left alone, however long it takes."""
+    caller.sendall(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        assert caller.recv(1 << 20)
+    assert len(WRITING) == 1
+
+    wait_until(lambda: not WRITING, timeout_s=3)

@@ -18,6 +18,7 @@ from tests.servers import free_port, serve
 from vcllm.contracts.problems import Unavailable
 from vcllm.web import replicas
 from vcllm.web.addresses import Address
+from vcllm.web.breaker import FAILURES, BreakerState
 from vcllm.web.http_reply import BrokeOff
 from vcllm.web.replicas import Replica, ReplicaTable
 from vcllm.web.tokens import Signer
@@ -125,6 +126,7 @@ def test_a_replica_that_hangs_is_left_alone_until_it_answers(
         hanging.close()
         for writer in taken:
             writer.close()
+        await asyncio.sleep(0.05)
 
     port = free_port()
     run(work, [f"http://127.0.0.1:{port}", actors[0][1]])
@@ -174,23 +176,26 @@ def test_a_connection_that_breaks_is_opened_anew():
     """An idle connection closed under the request is no reason to refuse it or to spare the replica."""
 
     async def main() -> None:
-        calls = 0
+        connections = 0
 
-        async def serve_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            nonlocal calls
-            calls += 1
-            await reader.readuntil(b"\r\n\r\n")
-            if calls > 1:
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                await writer.drain()
-            writer.close()
+        async def serve_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """The second request of a connection finds it closed."""
+            nonlocal connections
+            connections += 1
+            with closing(writer), suppress(asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(OK)
+                await reader.readuntil(b"\r\n\r\n")
 
-        server = await asyncio.start_server(serve_second, "127.0.0.1", 0)
+        server = await asyncio.start_server(serve_once, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, ReplicaTable([f"http://127.0.0.1:{port}"], resolve_every_s=60) as table:
-            with await table.send("GET", "/") as exchange:
-                assert await exchange.read() == b"ok"
+            for _ in range(2):
+                with await table.send("GET", "/") as exchange:
+                    assert await exchange.read() == b"ok"
             assert table.any_up
+            assert connections == 2
+        await asyncio.sleep(0.05)
 
     asyncio.run(main())
 
@@ -323,6 +328,77 @@ def test_one_that_fails_again_and_again_is_spared():
                 with await table.send("POST", "/x", content=b"{}") as exchange:
                     await exchange.read()
         assert asked[0] == 5
+
+    asyncio.run(main())
+
+
+def test_one_whose_answers_break_off_is_spared():
+    """They begin well each time, which clears nothing: the fifth in a row that is not whole opens its breaker."""
+
+    async def main() -> None:
+        cut = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nhalf"
+
+        async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(cut)
+            writer.close()
+
+        async with await asyncio.start_server(break_off, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with ReplicaTable([url], resolve_every_s=60) as table:
+                breaker = table.replicas[0].breaker
+                for number in range(FAILURES):
+                    assert breaker.state is BreakerState.CLOSED, number
+                    with await table.send("GET", "/") as exchange, pytest.raises(BrokeOff):
+                        await exchange.read()
+                assert breaker.state is BreakerState.OPEN
+
+    asyncio.run(main())
+
+
+def test_a_request_that_ends_servers_is_given_to_two():
+    """Whoever reads it hangs up: the third, and all that come after, never see it."""
+
+    async def main() -> None:
+        asked = 0
+
+        async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            asked += (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST")
+            writer.close()
+
+        async with AsyncExitStack() as stack:
+            urls = []
+            for _ in range(6):
+                server = await stack.enter_async_context(await asyncio.start_server(die, "127.0.0.1", 0))
+                urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            table = await stack.enter_async_context(ReplicaTable(urls, resolve_every_s=60))
+            with pytest.raises(Unavailable, match="gone before they answered"):
+                await table.send("POST", "/x", content=b"")
+        assert asked == replicas.MOST_LOST
+
+    asyncio.run(main())
+
+
+def test_who_leaves_while_another_replica_is_asked_leaves_nothing():
+    """The refusal of the first is still open then: its connection and its place are given back."""
+
+    async def main() -> None:
+        async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        async with (
+            answering(FULL) as (full, asked),
+            await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent,
+            ReplicaTable([full, f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"], resolve_every_s=60) as table,
+        ):
+            while not asked[0]:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await table.send("POST", "/x", content=b"{}")
+            assert [replica.in_flight for replica in table.replicas] == [0, 0]
+        await asyncio.sleep(0.05)
 
     asyncio.run(main())
 

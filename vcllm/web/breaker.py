@@ -56,7 +56,12 @@ class Breaker:
         if self.state is BreakerState.OPEN and self.allows:
             self.state = BreakerState.TRYING
 
+    def answered(self) -> None:
+        """An answer has begun: that decides, but clears nothing, for it may break off as the ones before it did."""
+        self.state = BreakerState.CLOSED
+
     def succeed(self) -> None:
+        """An answer is complete."""
         self.state = BreakerState.CLOSED
         self._failed = 0
         self._cooldown_s = self._first_cooldown_s

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,9 +50,18 @@ class Server:
     async def request(
         self, method: str, path: str, *, headers: Mapping[str, str], content: bytes | None = None
     ) -> Reply:
-        """The head of the reply, with its body to come. NotThere, Lost; TimeoutError after a long silence."""
+        """The head of the reply, with its body to come. NotThere, Lost; TimeoutError after a long silence.
+
+        A connection that was kept may be lost because it was idle: then a new one is tried, so `Lost` is about the
+        server.
+        """
         message = self._message(method, path, headers, content)
-        connection = self._idle_one() or await self._connect()
+        if (kept := self._idle_one()) is not None:
+            with suppress(Lost):
+                return await self._begin(kept, message)
+        return await self._begin(await self._connect(), message)
+
+    async def _begin(self, connection: Connection, message: bytes) -> Reply:
         connection.reply = reply = Reply(connection, self._silence_s)
         try:
             await reply.begin(message)

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -30,6 +30,8 @@ REFUSALS = (429, 503)
 """Statuses of a server that has not begun: it is full, not ready, or about to end."""
 MOST_REFUSALS = 3
 """So many replicas may refuse a request before the last refusal is taken for the answer."""
+MOST_LOST = 2
+"""So many replicas may take a request and be gone before they answer: it may be the request that ends them."""
 
 Headers = Callable[[], Mapping[str, str]]
 
@@ -72,10 +74,12 @@ class Exchange:
     async def read(self) -> bytes:
         """The whole body. BrokeOff; TimeoutError after a long silence."""
         try:
-            return await self._reply.read()
+            body = await self._reply.read()
         except (BrokeOff, TimeoutError):
             self.replica.breaker.fail()
             raise
+        self._is_complete()
+        return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises what `read` does."""
@@ -85,6 +89,11 @@ class Exchange:
         except (BrokeOff, TimeoutError):
             self.replica.breaker.fail()
             raise
+        self._is_complete()
+
+    def _is_complete(self) -> None:
+        if self.status < 500:
+            self.replica.breaker.succeed()
 
     def close(self) -> None:
         if self._open:
@@ -148,36 +157,42 @@ class ReplicaTable:
     ) -> Exchange:
         """Begin an exchange; another replica is tried when one fails before the first byte, or refuses to begin.
 
-        A connection lost under the request is opened anew once, for it may have been an idle one. Unavailable when
-        every replica failed, TimeoutError when the one that has the request says nothing for too long.
+        Unavailable when every replica failed, TimeoutError when the one that has the request says nothing for too long.
         """
-        told = {**self._headers(), **(headers or {})}
+        with ExitStack() as held:
+            exchange = await self._try_each(method, path, content, {**self._headers(), **(headers or {})}, held)
+            held.pop_all()
+        return exchange
+
+    async def _try_each(
+        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str], held: ExitStack
+    ) -> Exchange:
+        """The answer, or the last refusal. held: the one there is meanwhile, should its client leave."""
         tried: set[Replica] = set()
-        lost: set[Replica] = set()
         refusal: Exchange | None = None
-        refused = 0
-        while refused < MOST_REFUSALS and (replica := self.pick(tried, desperate=refusal is None)):
+        refused = num_gone = 0
+        while max(refused / MOST_REFUSALS, num_gone / MOST_LOST) < 1 and (
+            replica := self.pick(tried, desperate=refusal is None)
+        ):
             try:
-                exchange = await self._begin(replica, method, path, content, told)
+                exchange = await self._begin(replica, method, path, content, headers)
             except (NotThere, Lost) as error:
-                if isinstance(error, Lost) and replica not in lost:
-                    lost.add(replica)
-                else:
-                    tried.add(replica)
-                    self._eject(replica, error)
+                num_gone += isinstance(error, Lost)
+                tried.add(replica)
+                self._eject(replica, error)
                 continue
+            held.close()
+            held.callback(exchange.close)
             if exchange.status not in REFUSALS:
-                if refusal is not None:
-                    refusal.close()
                 return exchange
             tried.add(replica)
             replica.up = replica.up and exchange.status != 503
             refused += 1
-            if refusal is not None:
-                refusal.close()
             refusal = exchange
         if refusal is not None:
             return refusal
+        if num_gone:
+            raise Unavailable("Servers that were asked were gone before they answered. Try again.", retry_after_s=2)
         raise Unavailable("No server that could answer is up. Try again in a moment.", retry_after_s=2)
 
     def pick(self, without: Collection[Replica] = (), *, desperate: bool = True) -> Replica | None:
@@ -210,7 +225,7 @@ class ReplicaTable:
         if reply.status >= 500 and reply.status not in REFUSALS:
             breaker.fail()
         else:
-            breaker.succeed()
+            breaker.answered()
         return Exchange(replica, reply)
 
     def _eject(self, replica: Replica, error: BaseException) -> None:

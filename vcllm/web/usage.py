@@ -11,7 +11,9 @@ import re
 USAGE_HEADER = "x-vc-usage"
 """On a request for a stream: end it with the comment."""
 
-_COMMENT = re.compile(rb": usage (\d+) (\d+)\n\n")
+BEGINNING = b": usage "
+
+_COMMENT = re.compile(rb"^: usage (\d+) (\d+)\n\n", re.MULTILINE)
 _TOTAL = re.compile(rb'"total_tokens":\s?(\d+)')
 _TAIL = 512
 """Bytes at the end of a whole reply in which its usage stands."""
