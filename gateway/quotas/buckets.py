@@ -36,11 +36,7 @@ class Bucket:
 
     def wait_s(self, cost: float, now: float) -> float:
         """Seconds until `cost` can be taken; 0: now. What costs more than the bucket holds needs a full one."""
-        gained = (now - self.when) * self.per_s
-        if gained > 0:
-            self.level = min(self.capacity, self.level + gained)
-            self.part = min(self.capacity * self.share, self.part + gained * self.share)
-        self.when = now
+        self._gain(now)
         missing = min(cost, self.capacity) - self.level
         if missing > 1e-9:
             return missing / self.per_s if self.per_s else NOT_NOW_S
@@ -56,13 +52,20 @@ class Bucket:
         if cost > 0:
             self.fresh = False
 
-    def resize(self, capacity: float, per_s: float) -> None:
-        """Hold so much from now on. What is in use stays in use; what comes back with time comes at the new rate."""
+    def resize(self, capacity: float, per_s: float, now: float) -> None:
+        """Hold so much from now on. What is in use stays in use; from now on it comes back at the new rate."""
+        self._gain(now)
         if not per_s:
             self.level += capacity - self.capacity
+            self.part += (capacity - self.capacity) * self.share
         self.capacity, self.per_s = capacity, per_s
         self.level = min(capacity, self.level)
-        self.part = min(capacity, self.level) * self.share
+        self.part = min(capacity * self.share, self.part)
+
+    def is_full(self, now: float) -> bool:
+        """Nothing is in use."""
+        self._gain(now)
+        return self.level >= self.capacity
 
     def begin_exchange(self) -> float:
         """What was spent since the last one; from now on it is told."""
@@ -75,6 +78,13 @@ class Bucket:
         self.level = min(self.capacity, level - self.spent)
         self.part = min(self.capacity * share, level * share - self.spent)
         self.fresh = self.spent <= 0
+        self.when = now
+
+    def _gain(self, now: float) -> None:
+        gained = (now - self.when) * self.per_s
+        if gained > 0:
+            self.level = min(self.capacity, self.level + gained)
+            self.part = min(self.capacity * self.share, self.part + gained * self.share)
         self.when = now
 
     @property

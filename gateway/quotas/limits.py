@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from gateway.quotas.accounts import Account, Defaults
 from gateway.quotas.buckets import Bucket, told_duration
-from vcllm.contracts.keys import KeyRecord
+from vcllm.contracts.keys import KeyRecord, Period
 from vcllm.contracts.problems import Overloaded, Problem, QuotaExceeded
 
 STALE_S = 2.0
@@ -76,10 +76,14 @@ class Limits:
         return headers_of(account)
 
     def forget_idle(self) -> None:
-        """Let go of accounts that were not used for a while and have nothing left to tell."""
-        now = self.clock()
+        """Let go of accounts that nobody asked for in a while and that have nothing left to tell.
+
+        A budget that is used up is remembered until it is renewed, else whoever comes back had a burst for nothing.
+        """
+        now, wall = self.clock(), self._wall()
         for name, account in list(self.accounts.items()):
-            if not account.has_news and now - account.known_at > IDLE_S:
+            is_idle = not account.has_news and now - max(account.used_at, account.known_at) > IDLE_S
+            if is_idle and account.budget_left(wall):
                 del self.accounts[name]
 
     def _account(self, record: KeyRecord, now: float) -> Account:
@@ -89,6 +93,7 @@ class Limits:
             self.accounts[account.name] = account
         elif account.terms != (record.limits, record.budget):
             account.hold_to(record, self.defaults, now, self.share)
+        account.used_at = now
         if now - account.known_at > STALE_S:
             self.wake()
         return account
@@ -115,10 +120,12 @@ class Limits:
 class Grant:
     """A chat that was let in: settle it once with what it used, and release it when it is over."""
 
-    __slots__ = ("_account", "_held", "_settled", "_tokens")
+    __slots__ = ("_account", "_bucket", "_held", "_settled", "_tokens")
 
     def __init__(self, account: Account, tokens: int) -> None:
         self._account = account
+        self._bucket = account.tokens
+        """Which the tokens were taken from: what was not taken cannot be given back."""
         self._tokens = tokens
         self._settled = False
         self._held = True
@@ -136,8 +143,8 @@ class Grant:
         account = self._account
         account.expected -= self._tokens
         account.num_tokens += tokens
-        if account.tokens:
-            account.tokens.take(tokens - self._tokens)
+        if self._bucket:
+            self._bucket.take(tokens - self._tokens)
 
     def release(self) -> None:
         """The answer is over, however it ended. What was not settled is charged as it was estimated."""
@@ -200,7 +207,8 @@ def _too_many_at_once(account: Account, bucket: Bucket, wait_s: float) -> Proble
 def _used_up(account: Account) -> Problem:
     budget = account.budget
     assert budget is not None, "a budget that is not there cannot be used up"
-    renewed = datetime.fromtimestamp(account.budget_ends, UTC).strftime("%Y-%m-%d")
+    ends = account.day_ends if budget.period is Period.DAY else account.month_ends
+    renewed = datetime.fromtimestamp(ends, UTC).strftime("%Y-%m-%d")
     return QuotaExceeded(
         f"This key has used its budget of {budget.tokens:,} tokens a {budget.period}. It is renewed on {renewed} UTC.",
         headers=_told(account),

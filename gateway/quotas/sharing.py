@@ -17,11 +17,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from anyio import CapacityLimiter, move_on_after, to_thread
 from redis.exceptions import RedisError
 
+from gateway.quotas.accounts import Account
 from gateway.quotas.limits import Limits
 from vcllm.stores.limits import LimitStore, Shared, Spent
 
@@ -105,15 +107,18 @@ class Sharing:
         return True
 
     def _pack(self) -> Trip:
-        with_news = [account for account in self.limits.accounts.values() if account.has_news]
-        if len(with_news) > MAX_ACCOUNTS:
+        due = self._due()
+        if len(due) > MAX_ACCOUNTS:
             self._wanted.set()
         self._num_trips += 1
-        trip = Trip(
-            self._num_trips, [account.begin_exchange() for account in with_news[:MAX_ACCOUNTS]], dict(self.used)
-        )
+        trip = Trip(self._num_trips, [account.begin_exchange() for account in due[:MAX_ACCOUNTS]], dict(self.used))
         self.used.clear()
         return trip
+
+    def _due(self) -> list[Account]:
+        """Those first that were told longest ago: one with a chat under way has news at every trip."""
+        due = [account for account in self.limits.accounts.values() if account.is_due]
+        return sorted(due, key=attrgetter("known_at"))
 
     def _unpack(self, trip: Trip, shared: Shared) -> None:
         self.limits.share = 1 / shared.num_gateways
@@ -125,9 +130,11 @@ class Sharing:
     async def _leave(self) -> None:
         if self._trip is not None and not await self.exchange():
             return
+        for _ in range(1 + len(self._due()) // MAX_ACCOUNTS):
+            if not await self.exchange():
+                return
         with suppress(RedisError, OSError):
-            if await self.exchange():
-                await self._in_thread(partial(self.store.leave, self.gateway))
+            await self._in_thread(partial(self.store.leave, self.gateway))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         self._thread = self._thread or CapacityLimiter(1)

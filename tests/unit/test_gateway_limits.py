@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import timeit
+from contextlib import suppress
 
 import pytest
 
@@ -11,6 +12,7 @@ from gateway.quotas.buckets import told_duration
 from gateway.quotas.limits import Limits, RawHeaders
 from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Period, Scope
 from vcllm.contracts.problems import Overloaded, QuotaExceeded
+from vcllm.stores.limits import Left
 from vcllm.web.replies import problem_reply
 
 
@@ -43,6 +45,22 @@ def limits(**defaults: int) -> Limits:
 
 def tick(limits: Limits, seconds: float) -> None:
     limits.clock.now += seconds
+
+
+def num_admitted(gate: Limits, key: KeyRecord, tokens: int = 0) -> int:
+    """Of a hundred chats, one after the other, each of which uses what was expected."""
+    num = 0
+    for _ in range(100):
+        with suppress(Overloaded, QuotaExceeded):
+            gate.admit(key, tokens).release()
+            num += 1
+    return num
+
+
+def in_touch(gate: Limits, *, requests: float = 0, tokens: float = 0, elsewhere: int = 0, used: int = 0) -> None:
+    """Tell what account k1 spent, and hear that so much is left and so much was used."""
+    account = gate.accounts["k1"]
+    account.end_exchange(account.begin_exchange(), Left(requests, tokens, elsewhere, used, used), 1.0, gate.clock())
 
 
 def told(headers: RawHeaders) -> dict[str, str]:
@@ -234,6 +252,135 @@ def test_a_changed_budget_keeps_what_is_used():
     gate.admit(a_key()).release()
 
 
+def test_a_chat_from_before_a_limit_gives_nothing_back_to_it():
+    """Five chats with large estimates were under way when a limit was set, and each credited it with what it took from
+    nobody: 6,000 tokens of 1,000 in one second."""
+    gate, limited = limits(), a_key(tokens_per_minute=1000)
+    running = [gate.admit(a_key(), tokens=33_000) for _ in range(5)]
+    assert num_admitted(gate, limited, tokens=100) == 10
+
+    for grant in running:
+        grant.settle(10)
+        grant.release()
+
+    assert num_admitted(gate, limited, tokens=100) == 0
+
+
+def test_an_exchange_under_way_leaves_a_new_limit_alone():
+    """Redis was not asked about it, and "nothing is left" was what it said; the key was refused for a second."""
+    gate, limited = limits(), a_key(requests_per_minute=600, tokens_per_minute=1000)
+    gate.admit(a_key(), tokens=1).release()
+    account = gate.accounts["k1"]
+    asked = account.begin_exchange()
+    gate.admit(limited, tokens=10).release()
+
+    account.end_exchange(asked, Left(0.0, 0.0, 0, 0, 0), 1.0, gate.clock())
+
+    assert (account.requests.remaining, account.tokens.remaining) == (599, 990)
+
+
+def test_an_exchange_under_way_counts_no_chat_twice():
+    """Chats that it told of are not also taken from a limit of chats that was set meanwhile."""
+    gate = limits()
+    running = [gate.admit(a_key()) for _ in range(2)]
+    account = gate.accounts["k1"]
+    asked = account.begin_exchange()
+    running[0].release()
+    gate.admit(a_key(concurrent_chats=4))
+
+    account.end_exchange(asked, Left(0.0, 0.0, 1, 0, 0), 1.0, gate.clock())
+
+    assert account.slots.remaining == 1, "of four: one from before, one since, one elsewhere"
+
+
+@pytest.mark.parametrize("kind", ["requests_per_minute", "tokens_per_minute"])
+def test_a_limit_taken_away_and_set_again_keeps_what_is_used(kind: str):
+    """Each round made a full bucket."""
+    gate, key = limits(), a_key(**{kind: 5})
+
+    rounds = []
+    for _ in range(3):
+        rounds.append(num_admitted(gate, key, tokens=1))
+        gate.admit(a_key(), tokens=1).release()
+
+    assert rounds == [5, 0, 0]
+
+
+def test_a_stale_record_of_a_successor_empties_no_books():
+    """A rotated key has a new limit while its successor's record from before is still cached: it let in everything."""
+    gate, limited = limits(), a_key(requests_per_minute=5, concurrent_chats=2)
+    stale = a_key("k2").model_copy(update={"account": "k1"})
+
+    grants = []
+    for _ in range(100):
+        gate.admit(stale).release()
+        with suppress(Overloaded):
+            grants.append(gate.admit(limited))
+    assert len(grants) == 2
+    for grant in grants:
+        grant.release()
+    num = 0
+    for _ in range(100):
+        gate.admit(stale).release()
+        num += num_admitted(gate, limited)
+
+    assert num == 3, "two of the five were used before"
+
+
+def test_a_limit_set_again_knows_of_chats_elsewhere():
+    """Until the next exchange, it had room for as many as there may be in all."""
+    gate, limited = limits(), a_key(concurrent_chats=3)
+    gate.admit(limited).release()
+    in_touch(gate, elsewhere=2)
+    gate.admit(a_key()).release()
+
+    gate.admit(limited)
+
+    with pytest.raises(Overloaded, match="3 chats at once"):
+        gate.admit(limited)
+
+
+def test_a_limit_set_again_after_a_while_is_a_new_one():
+    """What was used under the old one has come back: a larger one does not begin with what the old one held."""
+    gate = limits()
+    assert num_admitted(gate, a_key(requests_per_minute=5)) == 5
+    gate.admit(a_key()).release()
+    tick(gate, 60)
+
+    assert num_admitted(gate, a_key(requests_per_minute=50)) == 50
+
+
+def test_time_before_a_change_counts_at_the_old_rate():
+    """Five seconds at 6 a minute are half a request; they were 500 when the limit was raised to 6,000 a minute."""
+    gate = limits()
+    assert num_admitted(gate, a_key(requests_per_minute=6)) == 6
+    tick(gate, 5)
+
+    assert num_admitted(gate, a_key(requests_per_minute=6000)) == 0
+    tick(gate, 0.1)
+    assert num_admitted(gate, a_key(requests_per_minute=6000)) == 10
+
+
+def test_a_limit_changed_again_and_again_gives_no_part_of_another_gateway():
+    """Half of what is left is this one's until the next exchange, however often two records of it take turns."""
+    gate = limits()
+    gate.share = 0.5
+
+    num = sum(num_admitted(gate, a_key(requests_per_minute=limit)) for limit in [40, 60] * 5)
+
+    assert num == 20
+
+
+def test_a_limit_set_again_is_shared_with_gateways_that_came_meanwhile():
+    """Its bucket was put away when this one was alone, and took itself for the only one still."""
+    gate, limited = limits(), a_key(requests_per_minute=60)
+    gate.admit(limited).release()
+    gate.admit(a_key()).release()
+    gate.share = 0.5
+
+    assert num_admitted(gate, limited) == 30
+
+
 def test_rotated_keys_share_an_account():
     """Two keys of which one replaced the other have one limit, not two."""
     gate, old = limits(), a_key(requests_per_minute=1)
@@ -266,6 +413,57 @@ def test_idle_accounts_are_forgotten_once_they_have_told_everything():
     gate.forget_idle()
 
     assert gate.accounts == {}
+
+
+def test_whoever_keeps_asking_is_not_forgotten():
+    """A refused request is nothing to tell; ten minutes later its client was a new one, with full buckets."""
+    gate, key = limits(), a_key(tokens_per_minute=1000)
+    grant = gate.admit(key, tokens=1)
+    grant.settle(99_000)
+    grant.release()
+    in_touch(gate, tokens=-98_000)
+
+    for _ in range(12):
+        tick(gate, 300)
+        gate.forget_idle()
+        assert num_admitted(gate, key, tokens=1) == 0
+
+
+def test_a_used_up_budget_is_remembered_until_it_is_renewed():
+    """Also when its client was silent: it came back to a burst before this gateway had heard of the rest."""
+    gate, key = limits(), a_key(budget=Budget(tokens=100, period=Period.DAY))
+    gate.admit(key, tokens=100).release()
+    in_touch(gate, used=100)
+
+    tick(gate, 3600)
+    gate.forget_idle()
+    assert num_admitted(gate, key, tokens=1) == 0
+    tick(gate, 23 * 3600)
+    gate.forget_idle()
+
+    assert gate.accounts == {}
+
+
+def test_a_budget_that_is_set_opens_no_other_limit():
+    """The account counted as unknown, so as idle, and was forgotten at its limit of requests."""
+    gate = limits()
+    assert num_admitted(gate, a_key(requests_per_minute=5)) == 5
+    in_touch(gate)
+    assert num_admitted(gate, a_key(requests_per_minute=5, budget=Budget(tokens=1000))) == 0
+
+    gate.forget_idle()
+
+    assert num_admitted(gate, a_key(requests_per_minute=5, budget=Budget(tokens=1000))) == 0
+
+
+@pytest.mark.parametrize("before", [None, Budget(tokens=1000, period=Period.MONTH)])
+def test_a_new_budget_knows_what_was_used_before(before: Budget | None):
+    """Set for the first time or for another period, it was whole until the next exchange."""
+    gate = limits()
+    gate.admit(a_key(budget=before), tokens=100).release()
+    in_touch(gate, used=100)
+
+    assert num_admitted(gate, a_key(budget=Budget(tokens=100, period=Period.DAY)), tokens=1) == 0
 
 
 def test_admission_is_cheap():

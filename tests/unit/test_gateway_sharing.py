@@ -12,10 +12,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.quotas.limits import Limits
-from gateway.quotas.sharing import EVERY_S, Sharing
+from gateway.quotas.sharing import EVERY_S, MAX_ACCOUNTS, Sharing
 from tests.unit.test_gateway_limits import Clock, a_key
 from vcllm.contracts.keys import Budget, KeyRecord, Period
 from vcllm.contracts.problems import Overloaded, QuotaExceeded
+from vcllm.stores.connect import GATEWAYS
 from vcllm.stores.limits import LimitStore, Shared
 
 STEP_S = 0.05
@@ -204,6 +205,26 @@ def test_chats_at_once_are_counted_across_gateways(client: Redis):
     run(work)
 
 
+def test_a_refused_client_hears_when_chats_elsewhere_have_ended(client: Redis):
+    """A refusal is nothing to tell, so its gateway did not ask either, and refused for as long as it was asked."""
+    fleet, key = Fleet.of(client, 2), a_key(concurrent_chats=1)
+    first, second = (member.limits for member in fleet.members)
+
+    async def work() -> None:
+        await fleet.in_touch()
+        held = first.admit(key)
+        second.count(key)
+        await fleet.in_touch()
+        held.release()
+        fleet.clock.now += EVERY_S
+        assert not fleet.ask(1, key)
+        await fleet.in_touch()
+
+    run(work)
+
+    assert fleet.ask(1, key)
+
+
 def test_a_budget_is_spent_by_all(client: Redis):
     """What one gateway has used the other knows a second later; the next day it is whole again."""
     fleet, key = Fleet.of(client, 2), a_key(budget=Budget(tokens=100, period=Period.DAY))
@@ -300,6 +321,113 @@ def test_a_gateway_that_stops_tells_everything(client: Redis):
     (day,) = fleet.members[1].store.usage_of(key, days=1).data
     assert (day.requests, day.tokens) == (1, 7)
     assert fleet.members[1].limits.share == 1
+
+
+def use_many(member: Sharing) -> list[KeyRecord]:
+    """More accounts than one trip takes, each with a chat that is over and one under way."""
+    keys = [a_key(f"k{number}") for number in range(MAX_ACCOUNTS + 100)]
+    for key in keys:
+        member.limits.admit(key, tokens=10).release()
+        member.limits.admit(key, tokens=10)
+    return keys
+
+
+def num_unbooked(member: Sharing, keys: list[KeyRecord]) -> int:
+    """Of which Redis' books say nothing."""
+    return sum(not member.store.usage_of(key, days=1).data for key in keys)
+
+
+def test_more_accounts_than_one_trip_takes_are_all_told(client: Redis):
+    """The first five hundred with chats under way filled every trip, and of the rest Redis heard nothing."""
+    fleet = Fleet.of(client, 1)
+    keys = use_many(fleet.members[0])
+
+    async def work() -> None:
+        await fleet.in_touch()
+        assert num_unbooked(fleet.members[0], keys) == 100
+        await fleet.in_touch()
+
+    run(work)
+
+    assert num_unbooked(fleet.members[0], keys) == 0
+
+
+def test_a_gateway_that_stops_tells_of_all_accounts(client: Redis):
+    """In as many trips as it takes; after the last one the gateway is gone."""
+    fleet = Fleet.of(client, 1)
+    keys: list[KeyRecord] = []
+
+    async def work() -> None:
+        loop = asyncio.create_task(fleet.members[0].run())
+        await asyncio.sleep(0.02)
+        keys.extend(use_many(fleet.members[0]))
+        loop.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loop
+
+    run(work)
+
+    assert num_unbooked(fleet.members[0], keys) == 0
+    assert client.zcard(GATEWAYS) == 0
+
+
+def test_all_gateways_count_time_before_a_change_at_the_old_rate(client: Redis):
+    """What one gateway worked out for itself, the next exchange filled up at the new rate."""
+    fleet = Fleet.of(client, 1)
+
+    async def work() -> None:
+        for _ in range(6):
+            assert fleet.ask(0, a_key(requests_per_minute=6))
+        await fleet.in_touch()
+        fleet.clock.now += 5
+        assert not fleet.ask(0, a_key(requests_per_minute=6000))
+        fleet.ask(0, a_key())  # without the limit it is let in, so there is something to tell
+        assert not fleet.ask(0, a_key(requests_per_minute=6000))
+        await fleet.in_touch()
+
+    run(work)
+
+    assert not fleet.ask(0, a_key(requests_per_minute=6000))
+
+
+def test_a_gateway_without_the_limit_does_not_stop_its_clock(client: Redis):
+    """Its key's record is from before; each of its exchanges took the time that the others' bucket had to fill."""
+    fleet, limited = Fleet.of(client, 2), a_key(requests_per_minute=60)
+
+    async def work() -> None:
+        await fleet.in_touch()
+        while fleet.ask(0, limited):
+            pass
+        for _ in range(30):
+            fleet.clock.now += EVERY_S / 2
+            fleet.ask(1, a_key())
+            await fleet.members[1].exchange()
+            fleet.clock.now += EVERY_S / 2
+            fleet.ask(0, limited)
+            await fleet.members[0].exchange()
+
+    run(work)
+
+    assert fleet.admitted[0] == pytest.approx(60 + 30, abs=2)
+
+
+def test_a_limit_that_is_gone_leaves_nothing_behind(client: Redis):
+    """Once what was used under it has come back: a larger one set later begins full."""
+    fleet = Fleet.of(client, 1)
+
+    async def work() -> None:
+        while fleet.ask(0, a_key(requests_per_minute=6)):
+            pass
+        for _ in range(70):
+            await fleet.in_touch()
+            fleet.clock.now += EVERY_S
+            fleet.ask(0, a_key())
+        fleet.ask(0, a_key(requests_per_minute=60))
+        await fleet.in_touch()
+
+    run(work)
+
+    assert fleet.members[0].limits.accounts["k1"].requests.remaining == 59
 
 
 def test_what_is_spent_during_an_exchange_is_not_forgotten(client: Redis):

@@ -18,7 +18,7 @@ from vcllm.contracts.keys import Budget, KeyLimits, KeyRecord, Period, Scope
 from vcllm.contracts.problems import Unauthenticated
 from vcllm.stores.api_keys import KeyStore
 from vcllm.stores.audit import AuditLog
-from vcllm.stores.connect import KEYS
+from vcllm.stores.connect import KEYS, KEYS_USED
 from vcllm.stores.limits import LimitStore, Spent
 
 __all__ = ["run"]
@@ -105,6 +105,17 @@ def test_a_list_tells_all_but_the_key(keys: Any, store: KeyStore, client: Redis)
         assert shown in output
     for secret in (key, key.rsplit("_", 1)[1], *client.hgetall(KEYS)):
         assert secret not in output
+
+
+def test_a_revoked_key_that_is_told_of_late_does_not_come_back(store: KeyStore, client: Redis) -> None:
+    """A gateway tells of uses once a second; the one in the second of the revocation stayed for ever."""
+    _, revoked = store.create("left", [Scope.CHAT])
+    _, kept = store.create("stays", [Scope.CHAT])
+    store.revoke(revoked.id)
+    LimitStore(client).exchange("gateway", 1, [], {revoked.id: 5.0, kept.id: 6.0})
+
+    assert store.last_used() == {kept.id: 6.0}
+    assert client.hkeys(KEYS_USED) == [kept.id]
 
 
 def test_a_key_is_changed_and_its_relatives_with_it(keys: Any, store: KeyStore) -> None:

@@ -69,8 +69,15 @@ class KeyStore:
         return sorted(records, key=lambda record: record.created)
 
     def last_used(self) -> dict[str, float]:
-        """Key id to the Unix second it was last seen by a gateway, which is told once a second."""
-        return {key_id: float(when) for key_id, when in self.redis.hgetall(KEYS_USED).items()}
+        """Key id to the Unix second it was last seen by a gateway, which is told once a second.
+
+        So a key may be told of after it was revoked: it is left out, and dropped here.
+        """
+        used = self.redis.hgetall(KEYS_USED)
+        revoked = used.keys() - {record.id for record in self.all()}
+        if revoked:
+            self.redis.hdel(KEYS_USED, *revoked)
+        return {key_id: float(when) for key_id, when in used.items() if key_id not in revoked}
 
     def rotate(self, key_id: str, overlap_s: float, ttl_s: float | None = None) -> tuple[str, KeyRecord]:
         """A successor, and its record; the old key lives on for `overlap_s`, or until it would have expired anyway.

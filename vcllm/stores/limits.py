@@ -174,12 +174,19 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.6f', now - ali
 local reply = {redis.call('ZCARD', KEYS[1])}
 
 local function pour(hash, field, per_minute, taken, elapsed)
-  if per_minute == 0 then return 0, 0 end
-  local before = tonumber(redis.call('HGET', hash, field) or per_minute)
-  local level = math.min(per_minute, before + elapsed * per_minute / 60)
-  if not counted then level = math.min(per_minute, level - taken) end
-  redis.call('HSET', hash, field, string.format('%.6f', level))
-  return level, (per_minute - level) * 60 / per_minute
+  local known = redis.call('HMGET', hash, field, field .. '_per_minute')
+  local rate = tonumber(known[2] or per_minute)
+  if rate == 0 then return 0, 0 end
+  local level = math.min(rate, tonumber(known[1] or rate) + elapsed * rate / 60)
+  if per_minute > 0 then rate = per_minute
+  elseif level == rate then
+    redis.call('HDEL', hash, field, field .. '_per_minute')
+    return 0, 0
+  end
+  level = math.min(rate, level)
+  if not counted then level = math.min(rate, level - taken) end
+  redis.call('HSET', hash, field, string.format('%.6f', level), field .. '_per_minute', rate)
+  return level, (rate - level) * 60 / rate
 end
 
 local function chats_elsewhere(hash, chats)
