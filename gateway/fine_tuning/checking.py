@@ -16,13 +16,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 from vcllm.contracts.files import MAX_FAULTS, FileCheck, RowFault, Use
-from vcllm.contracts.problems import BadRequest, Unavailable
+from vcllm.contracts.problems import BadRequest, Overloaded, Unavailable
 from vcllm.data.faults import Fault
 from vcllm.data.intake import Checks, Intake
 from vcllm.data.jsonl import read_jsonl
@@ -33,29 +35,67 @@ LONGEST_S = 600.0
 SAY_SO_EVERY_S = 5.0
 MOST_MEMORY = 2 << 30
 """Bytes of address space; one line of the longest kind takes a fraction of it."""
+MOST_AT_ONCE = 8
+"""Of checks: one runs, the others wait. Each keeps a thread, of which all routes together have forty."""
+RETRY_AFTER_S = 30.0
+"""About as long as the check of a large file takes."""
 LOOKED_AT = 100
 """Lines among which the first sound one says what a file is for."""
 
 
 class Checker:
-    """Runs checks, one at a time; others wait for their turn."""
+    """Runs checks, one at a time; a few others wait for their turn, more are refused."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_asked = 0
         self._turn = threading.Lock()
 
-    def check(self, file: Path, use: Use | None, say_so: Callable[[], None] = lambda: None) -> FileCheck:
-        """use: None: what the first sound row suggests. say_so: called every few seconds while it lasts.
+    def refuse_full(self) -> None:
+        """Overloaded when as many checks run and wait as may."""
+        if self._num_asked >= MOST_AT_ONCE:
+            raise Overloaded(
+                f"{MOST_AT_ONCE} file checks run or wait here already. Try again in half a minute.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    @contextmanager
+    def turn(self, say_so: Callable[[], None] = lambda: None) -> Iterator[Turn]:
+        """Wait until nobody else checks; Overloaded at once when too many wait already.
+
+        say_so: called every few seconds while it lasts.
+        """
+        with self._place():
+            while not self._turn.acquire(timeout=SAY_SO_EVERY_S):
+                say_so()
+            try:
+                yield Turn(say_so)
+            finally:
+                self._turn.release()
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        with self._lock:
+            self.refuse_full()
+            self._num_asked += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_asked -= 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The right to check."""
+
+    say_so: Callable[[], None]
+
+    def check(self, file: Path, use: Use | None) -> FileCheck:
+        """use: None: what the first sound row suggests.
 
         BadRequest for a file that cannot be checked at all, Unavailable when that takes too long.
         """
-        while not self._turn.acquire(timeout=SAY_SO_EVERY_S):
-            say_so()
-        try:
-            return self._run(file, use, say_so)
-        finally:
-            self._turn.release()
-
-    def _run(self, file: Path, use: Use | None, say_so: Callable[[], None]) -> FileCheck:
         command = [sys.executable, "-m", "gateway.fine_tuning.checking", use or "any", str(file)]
         # It needs nothing of what the gateway is told, secrets least of all.
         around = {name: value for name, value in os.environ.items() if not name.startswith(("VCLLM_", "GATEWAY_"))}
@@ -67,7 +107,7 @@ class Checker:
                         said, _ = process.communicate(timeout=SAY_SO_EVERY_S)
                         break
                     except subprocess.TimeoutExpired:
-                        say_so()
+                        self.say_so()
                         if time.monotonic() > deadline:
                             raise Unavailable(f"The file was not checked within {LONGEST_S:.0f} s. Split it.") from None
             finally:

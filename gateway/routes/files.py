@@ -6,11 +6,11 @@ Everybody who may read jobs sees all files; who may write jobs uploads and delet
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
@@ -19,6 +19,7 @@ from gateway.fine_tuning.uploads import Form, receive
 from gateway.state import GatewayState, State
 from vcllm.contracts.files import FileCheck, FileDeleted, FileList, FileObject, FileRecord
 from vcllm.contracts.problems import BadRequest, Conflict, NotFound, Unavailable
+from vcllm.stores.files import FileStore, Incoming
 from vcllm.stores.models import NoSpace
 
 log = logging.getLogger(__name__)
@@ -38,17 +39,17 @@ uploads = APIRouter(route_class=KeyFirst)
 
 @uploads.post(UPLOAD_PATH, response_model=FileObject, openapi_extra=FORM)
 async def create_file(request: Request, key: JobWriter, state: State) -> FileObject:
-    """Receive, keep, and check every line; a file with faults is kept with the status `error`, and no job takes it.
+    """Receive, check every line, and keep; a file with faults is kept with the status `error`, and no job takes it.
 
     The form's parts: `file` (JSONL) and `purpose`, which must be `fine-tune`.
     """
+    state.checker.refuse_full()  # now, not when all of it has been sent
     with _storage_told(state):
-        with state.files.receive() as incoming:
+        async with _receiving(state.files) as incoming:
             form = await receive(request, incoming, state.limits.max_upload_bytes)
             _refuse_unsupported(form)
             assert form.filename is not None, "a form without a file was refused"
-            record = await to_thread.run_sync(incoming.keep, form.filename, key.id)
-        return await to_thread.run_sync(_checked, state, record)
+            return await to_thread.run_sync(_kept, state, incoming, form.filename, key.id)
 
 
 @router.get("")
@@ -90,28 +91,32 @@ def get_content(file_id: str, key: JobReader, state: State) -> FileResponse:
 @router.delete("/{file_id}")
 def delete_file(file_id: str, key: JobWriter, state: State) -> FileDeleted:
     """Gone for good; 409 while a job that has not finished needs it. A finished job's own snapshot stays."""
-    with _storage_told(state):
-        withdrawn = state.files.withdraw(file_id)  # before we look, so that no job can begin with it in between
-        try:
-            users = state.jobs.unfinished_of_file(file_id)
-        except BaseException:
-            state.files.restore(file_id, withdrawn)
-            raise
-        if users:
-            state.files.restore(file_id, withdrawn)
+    with _storage_told(state), state.files.deleting(file_id):
+        if users := state.jobs.unfinished_of_file(file_id):
             raise Conflict(f"File '{file_id}' is needed by {', '.join(users[:3])}. Cancel it, or wait.", code="in_use")
-        state.files.destroy(withdrawn)
     return FileDeleted(id=file_id)
 
 
-def _checked(state: GatewayState, record: FileRecord) -> FileObject:
-    check = state.checker.check(state.files.content(record.id), None)
-    state.files.put_check(record.id, check)
-    return _shown(record, check)
+@asynccontextmanager
+async def _receiving(files: FileStore) -> AsyncIterator[Incoming]:
+    """A new file; making it and clearing it away keep the disk busy, so they are done in threads."""
+    stack = ExitStack()
+    try:
+        yield await to_thread.run_sync(lambda: stack.enter_context(files.receive()))
+    finally:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(stack.close)
+
+
+def _kept(state: GatewayState, incoming: Incoming, filename: str, owner: str) -> FileObject:
+    """Check it first: nothing is kept of a file that cannot be checked, or for whose check there is no place."""
+    with state.checker.turn() as turn:
+        check = turn.check(incoming.content(), None)
+    return _shown(incoming.keep(filename, owner, check), check)
 
 
 def _shown(record: FileRecord, check: FileCheck | None) -> FileObject:
-    """Without a check it is `uploaded`: whoever received it died before it was read, and a job will look."""
+    """Without a check it is `uploaded`, and a job will look."""
     usable = check is not None and check.is_usable
     return FileObject(
         id=record.id,

@@ -126,7 +126,7 @@ def _store(body: FineTuningCreate, owner: str, state: GatewayState, claim: Claim
     fine_tune = settle(body, parent, check, job=claim.job, owner=owner)
     record, new = jobs.store_job(state, claim, fine_tune, queue="training")
     try:
-        state.files.get(body.training_file)  # looked up last: from now on nobody can delete it
+        state.files.confirm(body.training_file)  # looked up last: from now on nobody can delete it
     except NotFound:
         state.jobs.move(record.id, JobState.FAILED, error="Its training file was deleted.", attempt=1)
         raise
@@ -140,14 +140,21 @@ def _checked(state: GatewayState, file_id: str, use: Use, claim: Claim) -> FileC
     except NotFound as error:
         error.param = "training_file"
         raise
-    check = state.files.check(file_id, use)
-    if check is None:
-        check = state.checker.check(state.files.content(file_id), use, lambda: still_at_work(state, claim))
-        with suppress(NoSpace, OSError):  # it only saves the next job the reading
-            state.files.put_check(file_id, check)
+    check = state.files.check(file_id, use) or _found(state, file_id, use, claim)
     if not check.is_usable:
         raise InvalidRows(check.sentence(record.filename), "training_file", check.faults, check.num_faults)
     return check
+
+
+def _found(state: GatewayState, file_id: str, use: Use, claim: Claim) -> FileCheck:
+    """Read the file, unless somebody whose turn was before has done so."""
+    with state.checker.turn(lambda: still_at_work(state, claim)) as turn:
+        if (known := state.files.check(file_id, use)) is not None:
+            return known
+        check = turn.check(state.files.content(file_id), use)
+        with suppress(NoSpace, OSError):  # it only saves the next job the reading
+            state.files.put_check(file_id, check)
+        return check
 
 
 def _fine_tune(state: GatewayState, job_id: str) -> JobRecord:

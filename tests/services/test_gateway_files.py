@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import socket
+import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +21,8 @@ import openai
 import pytest
 from fastapi import Response
 
-from gateway.fine_tuning.checking import check_file
+from gateway.fine_tuning.checking import MOST_AT_ONCE, Turn, check_file
+from gateway.routes.files import delete_file
 from gateway.routes.fine_tuning import create_job
 from gateway.settings import GatewaySettings
 from tests.fake_actor import FakeActor
@@ -27,8 +31,8 @@ from tests.servers import wait_until
 from vcllm.contracts.fine_tuning import FineTuningCreate
 from vcllm.contracts.jobs import JobRecord, JobState
 from vcllm.contracts.keys import KeyRecord, Scope
-from vcllm.contracts.problems import NotFound
-from vcllm.stores.files import FileStore
+from vcllm.contracts.problems import Conflict, NotFound
+from vcllm.stores.files import FileStore, Incoming
 from vcllm.stores.jobs import JobStore
 from vcllm.stores.models import ModelStore
 
@@ -227,7 +231,8 @@ def test_a_job_finds_out_that_its_file_is_being_deleted(gateway: Gateway, files:
 
     class Deleting(JobStore):
         def create(self, *args: Any, **options: Any) -> tuple[JobRecord, bool]:
-            store.destroy(store.withdraw(made.id))
+            with store.deleting(made.id):
+                pass
             return super().create(*args, **options)
 
     state: Any = SimpleNamespace(
@@ -244,6 +249,151 @@ def test_a_job_finds_out_that_its_file_is_being_deleted(gateway: Gateway, files:
     (record,) = gateway.jobs.recent()
     assert (record.state, record.error) == (JobState.FAILED, "Its training file was deleted.")
     assert queued_messages(gateway.redis) == []
+
+
+# Deleting.
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "files")
+
+
+def kept_since_yesterday(store: FileStore) -> str:
+    with store.receive() as incoming:
+        incoming.write(jsonl(CHAT))
+        file = incoming.keep("rows.jsonl", "k").id
+    os.utime(store.root / file, (time.time() - 25 * 3600,) * 2)
+    return file
+
+
+def asked_to_delete(store: FileStore, file: str, users: Callable[[str], list[str]]) -> None:
+    """The route, where `users` is asked which jobs need the file."""
+    state: Any = SimpleNamespace(files=store, jobs=SimpleNamespace(unfinished_of_file=users))
+    delete_file(file, KeyRecord(id="k", name="n", scopes=[Scope.JOBS_WRITE], created=0, hint=""), state)
+
+
+def test_an_upload_does_not_clear_away_a_file_whose_deletion_is_decided(store: FileStore):
+    """A file of yesterday once looked like the rest of a deletion, went with it, and the job that needed it failed."""
+    file = kept_since_yesterday(store)
+
+    def upload_another(_: str) -> list[str]:
+        with store.receive() as other:
+            other.write(b"x")
+        return ["job-1"]
+
+    with pytest.raises(Conflict, match="job-1"):
+        asked_to_delete(store, file, upload_another)
+
+    assert store.content(file).read_bytes() == jsonl(CHAT)
+
+
+def test_a_gateway_that_dies_while_it_decides_takes_no_file_along(store: FileStore):
+    """The file stays in its place until nobody is known to need it; it was once hidden for as long as that took."""
+    file, seen = kept_since_yesterday(store), []
+
+    def look(file: str) -> list[str]:
+        seen.append(store.get(file).id)
+        return []
+
+    asked_to_delete(store, file, look)
+
+    assert seen == [file]
+    assert os.listdir(store.root) == []
+
+
+def test_a_new_user_of_a_file_waits_for_the_decision(store: FileStore):
+    """And then knows whether it has the file."""
+    stays, goes = kept_since_yesterday(store), kept_since_yesterday(store)
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(KeyError), store.deleting(stays), store.deleting(goes):
+            confirmed = [pool.submit(store.confirm, file) for file in (stays, goes)]
+            time.sleep(0.2)
+            waited = [not one.done() for one in confirmed]
+            raise KeyError
+        confirmed[0].result(5)
+        confirmed[1].result(5)
+        with store.deleting(goes):
+            late = pool.submit(store.confirm, goes)
+            time.sleep(0.2)
+
+        assert waited == [True, True]
+        assert isinstance(late.exception(5), NotFound)
+
+
+# Turns.
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No check of a gateway in this process ends before this is set."""
+    go_on, check = threading.Event(), Turn.check
+
+    def wait_first(turn: Turn, *asked: Any) -> Any:
+        go_on.wait(30)
+        return check(turn, *asked)
+
+    monkeypatch.setattr(Turn, "check", wait_first)
+    yield go_on
+    go_on.set()
+
+
+def test_no_plain_route_waits_for_checks(gateway: Gateway, files: openai.resources.Files, held: threading.Event):
+    """Sixty uploads once took every thread there is; now a few wait for their turn, and the others are told when."""
+    assert gateway[Scope.JOBS_WRITE] and gateway[Scope.ADMIN], "made before the threads ask for them"
+    with ThreadPoolExecutor(60) as pool:
+        uploads = [pool.submit(upload, gateway, jsonl(CHAT)) for _ in range(60)]
+        wait_until(lambda: sum(one.done() for one in uploads) == 60 - MOST_AT_ONCE)
+        plain = gateway[Scope.ADMIN].get("/v1/keys")
+        held.set()
+        replies = [one.result() for one in uploads]
+
+    refused = [reply for reply in replies if reply.status_code != 200]
+    assert plain.status_code == 200
+    assert len(refused) == 60 - MOST_AT_ONCE
+    assert {(error_of(reply, 429)["code"], reply.headers["retry-after"]) for reply in refused} == {
+        ("rate_limit_exceeded", "30")
+    }
+    assert len(kept_in(gateway)) == MOST_AT_ONCE, "nothing is kept of what was refused"
+
+
+def test_an_upload_that_cannot_be_checked_is_refused_before_it_is_sent(gateway: Gateway, held: threading.Event):
+    """Not after its hundred megabytes."""
+    url, key = httpx.URL(gateway.url), gateway[Scope.JOBS_WRITE].headers["authorization"]
+    head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 100000000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    with ThreadPoolExecutor(MOST_AT_ONCE + 1) as pool:
+        uploads = [pool.submit(upload, gateway, jsonl(CHAT)) for _ in range(MOST_AT_ONCE + 1)]
+        wait_until(lambda: any(one.done() for one in uploads))
+        with socket.create_connection((url.host, url.port), timeout=10) as connection:
+            connection.sendall(head.encode())
+            reply = connection.recv(1000)
+        held.set()
+
+    assert reply.startswith(b"HTTP/1.1 429")
+
+
+def test_an_upload_touches_the_disk_in_threads_only(gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
+    """Looking for what others left behind, and clearing away, once held up everybody who chats."""
+    beside_the_loop = []
+
+    def note(owner: type, name: str) -> None:
+        done = getattr(owner, name)
+
+        def noted(*args: Any) -> Any:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                beside_the_loop.append(name)
+            return done(*args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for owner, name in ((FileStore, "receive"), (Incoming, "__enter__"), (Incoming, "write"), (Incoming, "__exit__")):
+        note(owner, name)
+    upload(gateway, jsonl(CHAT))
+
+    assert beside_the_loop == ["receive", "__enter__", "write", "__exit__"]
 
 
 # Sizes.

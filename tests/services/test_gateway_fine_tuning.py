@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 
+from gateway.fine_tuning.checking import Turn
 from tests.gateway_world import Gateway, add_version, error_of, sdk
 from tests.services.test_gateway_files import CHAT, PREFERENCE, chats, jsonl
 from vcllm.contracts.base import NAME_PATTERN, digest
@@ -118,6 +121,7 @@ def test_names_are_always_names(gateway: Gateway, client: openai.OpenAI, suffix:
         ({"method": DPO, "hyperparameters": {"n_epochs": 2}}, "hyperparameters", "value_error"),
         ({"hyperparameters": {"n_epochs": 0}}, None, None),
         ({"hyperparameters": {"learning_rate_multiplier": -1}}, None, None),
+        ({"hyperparameters": {"learning_rate_multiplier": 1e-320}}, None, None),
         ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta", "extra_forbidden"),
         ({"suffix": "../up"}, "suffix", "string_pattern_mismatch"),
         ({"suffix": "x" * 65}, "suffix", None),
@@ -148,6 +152,28 @@ def test_a_file_is_checked_for_the_method(gateway: Gateway, client: openai.OpenA
 
     assert client.fine_tuning.jobs.create(model="line-sft", training_file=preferences, method=DPO).status == "queued"
     assert client.fine_tuning.jobs.create(model="line-sft", training_file=plain, method=DPO).status == "queued"
+
+
+def test_a_file_is_read_once_for_jobs_that_ask_at_once(
+    gateway: Gateway, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+):
+    """Those that waited for their turn find what the first one found; each once read the file again."""
+    plain, check, read = upload(client), Turn.check, []
+
+    def read_slowly(turn: Turn, *asked: Any) -> Any:
+        read.append(asked)
+        time.sleep(0.3)
+        return check(turn, *asked)
+
+    monkeypatch.setattr(Turn, "check", read_slowly)
+    with ThreadPoolExecutor(5) as pool:
+        asked = [
+            pool.submit(client.fine_tuning.jobs.create, model="line-sft", training_file=plain, method=DPO)
+            for _ in range(5)
+        ]
+
+    assert [one.result().status for one in asked] == ["queued"] * 5
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def test_the_rows_are_frozen_once(settings: Settings, client: Redis):
     """A job that is resumed finds its snapshot, also when the file has been deleted since."""
     wanted = request(settings, "Who may speak?", "Who may listen?", "Who may speak?")
     first = taken_in(wanted, RECORD, HOLD, client, settings)
-    store = FileStore(settings.home / "files")
-    store.destroy(store.withdraw(wanted.file))
+    with FileStore(settings.home / "files").deleting(wanted.file):
+        pass
 
     assert taken_in(wanted, RECORD, HOLD, client, settings) == first
     assert (first["sets"][0]["set"], first["sets"][0]["usable"], first["sets"][0]["duplicates"]) == (wanted.file, 2, 1)

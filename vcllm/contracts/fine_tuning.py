@@ -38,7 +38,7 @@ class Hyperparameters(Contract):
 
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows of a step, on average: steps are cut by tokens."""
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
+    learning_rate_multiplier: Auto | Annotated[float, Field(ge=1e-6, le=1000, allow_inf_nan=False)] | None = None
     n_epochs: Auto | Annotated[int, Field(ge=1, le=1000)] | None = None
 
 

@@ -1,12 +1,14 @@
 """Uploaded files on disk: one folder per file, there whole or not at all.
 
 `<root>/<id>/` holds `content.jsonl`, `file.json` (a `FileRecord`) and, for each use that was asked for, what was found
-when every line was read (`check-sft.json`). A folder appears and goes by one rename. Ids are made here; nothing that a
-sender writes becomes part of a path. Does not know what is in a file.
+when every line was read (`check-sft.json`). A folder appears and goes by one rename; whether it may go is decided under
+a lock on its record, so that whoever dies meanwhile leaves it where it is. Ids are made here; nothing that a sender
+writes becomes part of a path. Does not know what is in a file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -62,8 +64,14 @@ class Incoming:
         with _full_disk_told(self.folder):
             self._handle.write(chunk)
 
-    def keep(self, filename: str, owner: str) -> FileRecord:
-        """Make it a file of the store: content and record reach the disk, then the folder gets its name."""
+    def content(self) -> Path:
+        """Where all that was written so far can be read."""
+        with _full_disk_told(self.folder):
+            self._handle.flush()
+        return self.folder / CONTENT
+
+    def keep(self, filename: str, owner: str, check: FileCheck | None = None) -> FileRecord:
+        """Make it a file of the store: all of it reaches the disk, then the folder gets its name."""
         record = FileRecord(
             id=self.id,
             filename=filename,
@@ -75,6 +83,8 @@ class Incoming:
         with _full_disk_told(self.folder):
             self._handle.flush()
             os.fsync(self._handle.fileno())
+            if check is not None:
+                _write_check(self.folder, check)
             write_atomic(self.folder / RECORD, record.model_dump_json().encode())
             os.rename(self.folder, self.root / self.id)
             fsync(self.root)
@@ -131,24 +141,40 @@ class FileStore:
         return None
 
     def put_check(self, file_id: str, check: FileCheck) -> None:
-        write_atomic(self.folder(file_id) / _check_name(check.use), check.model_dump_json().encode())
+        _write_check(self.folder(file_id), check)
 
-    def withdraw(self, file_id: str) -> Path:
-        """Take a file out of sight; give what comes back to `destroy`, or to `restore`."""
+    @contextmanager
+    def deleting(self, file_id: str) -> Iterator[None]:
+        """Decide in the block whether a file may go: it does when the block ends, and stays when that raises.
+
+        It is there meanwhile, but whoever asks to `confirm` it waits. NotFound where somebody else was quicker.
+        """
         gone = self.root / f".{file_id}.gone-{secrets.token_hex(4)}"
+        with self._locked(file_id, fcntl.LOCK_EX) as folder:
+            yield
+            os.rename(folder, gone)
+            fsync(self.root)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def confirm(self, file_id: str) -> None:
+        """NotFound unless a file is there and nobody is deleting it.
+
+        Said by a new user of the file that `deleting` has learned, or can learn, of: from then on it stays.
+        """
+        with self._locked(file_id, fcntl.LOCK_SH):
+            pass
+
+    @contextmanager
+    def _locked(self, file_id: str, how: int) -> Iterator[Path]:
+        """The folder of a file that was still there when the lock was ours."""
+        # Open for writing, without which some network file systems give no lock to one alone.
         try:
-            os.rename(self.folder(file_id), gone)
-        except FileNotFoundError as error:  # somebody else was quicker
+            record = (self.folder(file_id) / RECORD).open("r+b")
+        except FileNotFoundError as error:
             raise NotFound(f"There is no file '{file_id}'.") from error
-        fsync(self.root)
-        return gone
-
-    def restore(self, file_id: str, withdrawn: Path) -> None:
-        os.rename(withdrawn, self.root / file_id)
-        fsync(self.root)
-
-    def destroy(self, withdrawn: Path) -> None:
-        shutil.rmtree(withdrawn, ignore_errors=True)
+        with record:
+            fcntl.flock(record, how)
+            yield self.folder(file_id)
 
     def _clear_left_behind(self) -> None:
         for folder in self.root.glob(".file-*"):
@@ -159,6 +185,10 @@ class FileStore:
 
 def _check_name(use: Use) -> str:
     return f"check-{use}.json"
+
+
+def _write_check(folder: Path, check: FileCheck) -> None:
+    write_atomic(folder / _check_name(check.use), check.model_dump_json().encode())
 
 
 @contextmanager
