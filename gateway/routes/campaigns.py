@@ -19,13 +19,14 @@ from vcllm.charter.load import charter_folder
 from vcllm.contracts.archive import ArchiveState
 from vcllm.contracts.base import Name
 from vcllm.contracts.campaigns import Campaign, CampaignCreate, CampaignList
-from vcllm.contracts.jobs import FINISHED, JobRequest, JobState
+from vcllm.contracts.jobs import FINISHED, JobRecord, JobRequest, JobState
 from vcllm.contracts.manifests import Manifest
 from vcllm.contracts.problems import BadRequest, Conflict, NotFound
 from vcllm.contracts.recipes import Recipe
 from vcllm.recipes import lineage_name, load_recipe, stage_names, used_part
 from vcllm.stores.campaigns import CampaignHead, CampaignStore, stage_of
 from vcllm.stores.gates import GateRecords
+from vcllm.stores.idempotency import Claim
 from vcllm.stores.jobs import HELD
 from vcllm.stores.reviews import ReviewStore
 
@@ -68,11 +69,7 @@ def create_campaign(
         return CampaignPlan(recipe=body.recipe, lineage=lineage, stages=stage_names(recipe))
     request = JobRequest(recipe=body.recipe, lineage=lineage, seed=seed)
     with once(state, key.id, idempotency_key, "campaigns", body) as claim:
-        if not claim.is_done and not state.jobs.has(claim.job):
-            _refuse_busy(state, lineage)
-        record, new = jobs.store_job(state, claim, request, queue="rollouts")
-        if not claim.is_done:
-            CampaignStore(state.redis).begin(lineage, record.id, recipe.name, seed)
+        record, new = _begun(state, claim, request)
         jobs.start_job(state, claim, record, new, response)
     return get_campaign(record.request["lineage"], key, state)
 
@@ -142,6 +139,19 @@ def abort_campaign(lineage: Name, key: JobWriter, state: State) -> Campaign:
     return get_campaign(lineage, key, state)
 
 
+def _begun(state: GatewayState, claim: Claim, request: JobRequest) -> tuple[JobRecord, bool]:
+    """The claimed job, and whether it is new; Conflict while another one plays its lineage, or is about to."""
+    if claim.is_done:
+        return state.jobs.get(claim.job), False
+    assert request.lineage is not None and request.seed is not None, "both were settled"
+    campaigns = CampaignStore(state.redis)
+    with campaigns.beginning(request.lineage, claim.job):
+        _refuse_busy(state, request.lineage, claim.job)
+        record, new = jobs.store_job(state, claim, request, queue="rollouts")
+        campaigns.begin(request.lineage, record.id, request.recipe, request.seed)
+    return record, new
+
+
 def _head(state: GatewayState, lineage: str) -> CampaignHead:
     head = CampaignStore(state.redis).get(lineage)
     if head is None:
@@ -184,10 +194,10 @@ def _charter_hash(state: GatewayState, recipe: Recipe) -> str:
     return used_part(recipe, whole).hash
 
 
-def _refuse_busy(state: GatewayState, lineage: str) -> None:
-    """Two jobs cannot play the rounds of one lineage."""
+def _refuse_busy(state: GatewayState, lineage: str, job: str | None = None) -> None:
+    """Two jobs cannot play the rounds of one lineage. job: that may have begun it before."""
     head = CampaignStore(state.redis).get(lineage)
-    if head is None or (record := state.jobs.get(head.job)).state in FINISHED:
+    if head is None or head.job == job or (record := state.jobs.get(head.job)).state in FINISHED:
         return
     raise Conflict(
         f"Campaign '{lineage}' is {record.state} already, played by {head.job}. Watch it, abort it first, or name "

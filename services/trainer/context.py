@@ -27,7 +27,7 @@ from vcllm.starter.world import World
 from vcllm.stores.aliases import AliasStore
 from vcllm.stores.audit import AuditLog
 from vcllm.stores.campaigns import CampaignStore
-from vcllm.stores.connect import job_lineage_key, lease_key, lineage_key
+from vcllm.stores.connect import job_lineage_key
 from vcllm.stores.events import EventLog
 from vcllm.stores.gates import GateRecords
 from vcllm.stores.jobs import JobStore
@@ -147,11 +147,9 @@ class Context:
 
     def claim_lineage(self) -> None:
         """One pipeline at a time works on a lineage; Conflict names the job that does."""
-        key = lineage_key(self.lineage)
-        holder = str(self.redis.get(key) or self.record.id)
-        if holder != self.record.id and self.redis.exists(lease_key(holder)):
+        holder = self.campaigns.claim(self.lineage, self.record.id)
+        if holder != self.record.id:
             raise Conflict(f"Lineage '{self.lineage}' is being worked on by {holder}. Wait for it, or cancel it.")
-        self.redis.set(key, self.record.id)
 
     def version(self, stage: str) -> str:
         """The name of the version a stage makes in this lineage."""

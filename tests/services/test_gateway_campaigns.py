@@ -147,6 +147,18 @@ def test_a_lineage_is_played_by_one_job(gateway: Gateway):
     assert (second.state, second.stopping, second.rounds) == (JobState.QUEUED, False, [a_row(1)])
 
 
+@pytest.mark.parametrize("attempt", range(3))
+def test_of_many_at_once_one_campaign_begins(gateway: Gateway, attempt: int):
+    """Each once looked whether the lineage was free before any of them had taken it, and four jobs played it."""
+    assert gateway[Scope.JOBS_WRITE], "made before the threads ask for it"
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: start(gateway), range(8)))
+
+    assert sorted(reply.status_code for reply in replies) == [201] + [409] * 7
+    assert {error_of(reply, 409)["code"] for reply in replies if reply.status_code != 201} == {"campaign_busy"}
+    assert [job.id for job in gateway.jobs.recent()] == [shown(gateway).job]
+
+
 def test_a_campaign_that_cannot_be_queued_is_there_all_the_same(redis_url: str, tmp_path: Path):
     """It has failed, and its name is known: sent again with its key, or resumed, it is queued."""
     queue = BrokenQueue()

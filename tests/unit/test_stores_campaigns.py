@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from redis import Redis
 
 from tests.unit.test_campaign_rounds import a_row
 from vcllm.contracts.archive import ArchiveState, CellState
+from vcllm.contracts.problems import Conflict
 from vcllm.stores.campaigns import CampaignStore, stage_of
-from vcllm.stores.connect import events_key
+from vcllm.stores.connect import campaign_begin_key, events_key, lease_key
 from vcllm.stores.events import EventLog
 
 
@@ -43,6 +47,48 @@ def test_beginning_again_changes_nothing(store: CampaignStore):
 
     assert store.get("line") == before
     assert store.rounds("line") == [a_row(1)]
+
+
+def test_one_job_at_a_time_begins_a_campaign(store: CampaignStore):
+    """The same one may come again, as when its gateway died over it; when it is done, others may."""
+    with store.beginning("line", "job-1"), pytest.raises(Conflict, match="another request"):
+        with store.beginning("other", "job-2"):
+            pass
+        with store.beginning("line", "job-2"):
+            pass
+    store.redis.set(campaign_begin_key("line"), "job-3")
+
+    with store.beginning("line", "job-3"):
+        pass
+    with store.beginning("line", "job-4"):
+        pass
+
+
+def test_a_lineage_is_claimed_from_whoever_lost_its_lease(store: CampaignStore):
+    """Not from a job that is held, and not from oneself."""
+    store.redis.set(lease_key("job-1"), "1")
+
+    assert store.claim("line", "job-1") == "job-1"
+    assert store.claim("line", "job-1") == "job-1"
+    assert store.claim("line", "job-2") == "job-1"
+    store.redis.delete(lease_key("job-1"))
+    assert store.claim("line", "job-2") == "job-2"
+
+
+def test_of_many_jobs_at_once_one_claims_a_lineage(store: CampaignStore):
+    """Each once looked who had it before any of them wrote its own name, and all went on."""
+    jobs = [f"job-{number}" for number in range(8)]
+    for job in jobs:
+        store.redis.set(lease_key(job), "1")
+    with ThreadPoolExecutor(8) as pool:
+        for attempt in range(20):
+            at_once = threading.Barrier(8)
+
+            def claim(job: str, lineage: str = f"line-{attempt}", at_once: threading.Barrier = at_once) -> str:
+                at_once.wait(5)
+                return store.claim(lineage, job)
+
+            assert len(set(pool.map(claim, jobs))) == 1
 
 
 def test_another_job_was_not_told_to_stop(store: CampaignStore):

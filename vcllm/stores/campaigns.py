@@ -1,14 +1,15 @@
 """What is known of the adversarial rounds of every lineage: whose job plays them, a row for each, the archive.
 
 The trainer writes it while it plays, and asks here whether it was told to stop. Does not know how a round is played,
-nor what state the job is in.
+nor what state the job is in, only whether somebody holds its lease.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +17,22 @@ from redis import Redis
 
 from vcllm.contracts.archive import ArchiveState
 from vcllm.contracts.campaigns import CampaignRound
+from vcllm.contracts.problems import Conflict
 from vcllm.stores.connect import (
     CAMPAIGNS_BY_TIME,
     campaign_archive_key,
+    campaign_begin_key,
     campaign_key,
     campaign_rounds_key,
     events_key,
+    lease_key,
+    lineage_key,
 )
 
 READ_AT_ONCE = 500
 """Events fetched in one go where the newest of a kind is wanted."""
+BEGIN_S = 60
+"""How long whoever begins a campaign keeps others away at most, should it die over it; it takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,24 @@ class CampaignStore:
 
     def __init__(self, redis: Redis) -> None:
         self.redis: Any = redis
+
+    @contextmanager
+    def beginning(self, lineage: str, job: str) -> Iterator[None]:
+        """Nobody else is in this block for that lineage; Conflict when somebody is. The same job may come again.
+
+        Inside, whoever wants to begin a campaign looks whether it may, and does.
+        """
+        key = campaign_begin_key(lineage)
+        if not self.redis.set(key, job, nx=True, ex=BEGIN_S) and self.redis.get(key) != job:
+            raise Conflict(f"Campaign '{lineage}' is being begun by another request.", code="campaign_busy")
+        try:
+            yield
+        finally:
+            self.redis.eval(_LEAVE, 1, key, job)
+
+    def claim(self, lineage: str, job: str) -> str:
+        """The job that works on a lineage from now on: this one, unless the one that did holds its lease."""
+        return str(self.redis.eval(_CLAIM, 1, lineage_key(lineage), job, lease_key("")))
 
     def begin(self, lineage: str, job: str, recipe: str, seed: int) -> None:
         """Make a campaign known, or hand it to another job; the rounds that are there stay.
@@ -131,3 +156,15 @@ def _head(lineage: str, fields: Mapping[str, str]) -> CampaignHead | None:
         created=float(fields["created"]),
         stopping="stop" in fields,
     )
+
+
+_LEAVE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+_CLAIM = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] and redis.call('EXISTS', ARGV[2] .. holder) == 1 then return holder end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""

@@ -142,6 +142,10 @@ def campaign_key(lineage: str) -> str:
     return f"{PREFIX}campaign:{lineage}"
 
 
+def campaign_begin_key(lineage: str) -> str:
+    return f"{PREFIX}campaign:{lineage}:begin"
+
+
 def campaign_rounds_key(lineage: str) -> str:
     return f"{PREFIX}campaign:{lineage}:rounds"
 
