@@ -185,7 +185,7 @@ class Supervision:
 
     def _section(self, program: Program) -> dict[str, str]:
         return {
-            "command": shlex.join([*tethered(program.command[0]), *program.command[1:]]),
+            "command": shlex.join([*tethered(program.command[0], by_other=True), *program.command[1:]]),
             "environment": ",".join(f"{key}={_quoted(value)}" for key, value in program.environment.items()),
             "autostart": "false",
             "autorestart": "true",

@@ -31,10 +31,12 @@ class Told(Exception):
 def main(stop_s: float, configuration: str) -> None:
     """Return once nothing that came of supervisord is left. stop_s: what its slowest program may take to end."""
     adopt_orphans()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until there is somebody to pass it on to
     signal.signal(signal.SIGTERM, _tell)
     command = [*tethered("python"), "-m", "supervisor.supervisord", "-n", "-c", configuration]
-    supervisord = os.posix_spawn(command[0], command, os.environ)
+    supervisord = os.posix_spawn(command[0], command, os.environ, setsigmask=())
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         status: int | None = _outlive(supervisord)
         until = time.monotonic() + stop_s
     except Told:
