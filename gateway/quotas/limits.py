@@ -90,6 +90,7 @@ class Limits:
         account = self.accounts.get(record.counted_as)
         if account is None:
             account = Account(record, self.defaults, now, self.share)
+            account.budget_left(self._wall())  # its day begins now, not after it has heard what was used
             self.accounts[account.name] = account
         elif account.terms != (record.limits, record.budget):
             account.hold_to(record, self.defaults, now, self.share)

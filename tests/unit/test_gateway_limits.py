@@ -381,6 +381,17 @@ def test_a_limit_set_again_is_shared_with_gateways_that_came_meanwhile():
     assert num_admitted(gate, limited) == 30
 
 
+def test_what_was_used_counts_also_for_a_key_that_first_asks_for_something_else():
+    """Its account was told that the budget is used up before its first chat."""
+    gate, key = limits(), a_key(budget=Budget(tokens=10))
+    gate.count(key)
+    account = gate.accounts["k1"]
+    account.end_exchange(account.begin_exchange(), Left(0.0, 0.0, 0, 10, 10), 1.0, gate.clock())
+
+    with pytest.raises(QuotaExceeded):
+        gate.admit(key)
+
+
 def test_rotated_keys_share_an_account():
     """Two keys of which one replaced the other have one limit, not two."""
     gate, old = limits(), a_key(requests_per_minute=1)
