@@ -257,14 +257,15 @@ def test_an_observed_stream_is_the_actors_byte_for_byte(world: GuardWorld):
 
 
 def test_an_observed_stream_does_not_wait_for_the_critic(world: GuardWorld):
-    """It is judged once it was shown."""
+    """It is judged once it was shown; the Critic takes a minute."""
     world.critic.fault = "slow"
+    gateway = world.gateway(mode="observe")
 
     begun = time.monotonic()
-    reply = ask(world.gateway(mode="observe"), stream=True)
+    reply = ask(gateway, stream=True)
 
+    assert time.monotonic() - begun < 5
     assert reply.content == direct(world)
-    assert time.monotonic() - begun < 1
 
 
 # Silence, breaks, and whoever goes away
