@@ -220,6 +220,30 @@ def test_a_new_address_of_a_name_gets_traffic_and_a_gone_one_none(
     run(work, ["http://actor:8201"])
 
 
+def test_a_replica_that_starts_is_asked_as_soon_as_it_is_ready(
+    actors: list[tuple[FakeActor, str]], monkeypatch: pytest.MonkeyPatch
+):
+    """Its address is known before it listens: that it was tried meanwhile is not held against it."""
+    port = free_port()
+    old, new = Address(actors[0][1]), Address(f"http://127.0.0.1:{port}")
+    listed = [old]
+    monkeypatch.setattr(replicas, "look_up", lambda url: list(listed))
+
+    async def work(table: ReplicaTable) -> None:
+        listed.append(new)
+        await until(lambda: len(table.replicas) == 2)
+        begins = table.replicas[1]
+        for _ in range(30):
+            begins.up = True
+            assert await asyncio.gather(*(ask(table) for _ in range(8)))
+        assert begins.breaker.state is BreakerState.CLOSED
+        with serve(FakeActor().app, port):
+            await until(lambda: begins.up)
+            assert begins.name in {await ask(table) for _ in range(30)}
+
+    run(work, ["http://actor:8201"])
+
+
 def test_a_name_that_cannot_be_looked_up_for_a_while_keeps_its_replicas(
     actors: list[tuple[FakeActor, str]], monkeypatch: pytest.MonkeyPatch
 ):

@@ -217,7 +217,7 @@ class ReplicaTable:
             reply = await replica.client.request(method, path, headers=headers, content=content)
         except BaseException as error:
             replica.in_flight -= 1
-            if isinstance(error, NotThere | Lost | TimeoutError):
+            if isinstance(error, Lost | TimeoutError):  # whether it is there at all, probes say: it may just start
                 breaker.fail()
             else:
                 breaker.give_up()
@@ -257,9 +257,9 @@ class ReplicaTable:
         self.replicas = [have.get(address) or self._open(address) for address in wanted]
 
     def _open(self, address: Address) -> Replica:
-        return Replica(
-            address, Server(address.url, host=address.host, silence_s=self._silence_s, keep_alive_s=KEEP_ALIVE_S)
-        )
+        server = Server(address.url, host=address.host, silence_s=self._silence_s, keep_alive_s=KEEP_ALIVE_S)
+        # Whoever comes later may still be starting: it gets nothing before its first probe, which comes next.
+        return Replica(address, server, up=self._watch is None)
 
     async def _probe(self, replica: Replica) -> None:
         """Up when it says it is ready; a slow answer changes nothing, for a busy server is not a dead one.
