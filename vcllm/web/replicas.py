@@ -171,9 +171,10 @@ class ReplicaTable:
         tried: set[Replica] = set()
         refusal: Exchange | None = None
         refused = num_gone = 0
-        while max(refused / MOST_REFUSALS, num_gone / MOST_LOST) < 1 and (
-            replica := self.pick(tried, desperate=refusal is None)
-        ):
+        while refused < MOST_REFUSALS and num_gone < MOST_LOST:
+            replica = self.pick(tried, desperate=refusal is None)
+            if replica is None:
+                break
             try:
                 exchange = await self._begin(replica, method, path, content, headers)
             except (NotThere, Lost) as error:
